@@ -1,0 +1,41 @@
+# Ordinary venv and pip, wrapped; the README gives the plain commands.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: ablation test test-slow lint format clean help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+ablation: .venv/.ready ## train the dropout plane on Japanese Vowels and write a report
+	$(BIN)/python -m experiments ablate configs/vowels_plane.toml
+
+test: .venv/.ready ## run the quick tests
+	$(BIN)/python -m pytest -n 2
+
+test-slow: .venv/.ready ## run the tests that take minutes
+	$(BIN)/python -m pytest -n 0 -m slow
+
+lint: .venv/.ready-dev ## check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/.ready-dev ## format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the environment and the caches, not the runs
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.ready: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[experiments,test]'
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

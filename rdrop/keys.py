@@ -1,0 +1,105 @@
+"""Keys: from where the randomness comes.
+
+A recurrent layer has two independent sources of noise: the *inputs* stream for the
+vertical arrows of the unrolled network (x_t in, y_t out) and the *recurrent* stream for
+the horizontal ones. The key of one site is a pure function of five coordinates,
+
+    (stream key, layer, direction, site name, absolute time step),
+
+so switching a site on, adding a layer or padding a batch changes no other mask.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Int, Key
+
+
+@struct.dataclass
+class StreamKeys:
+    """The explicit keys of a recurrent layer, one a stream, and its place in the net.
+
+    Hold one key fixed and vary the other to isolate one source of noise.
+
+    Attributes:
+        inputs: typed key of the vertical arrows.
+        recurrent: typed key of the horizontal arrows.
+        step: absolute index of the first time step, int or int32[]. Handing on
+            `keys.replace(step=T)` with the carry continues a sequence exactly.
+        layer: index of the layer in a stack (static).
+        direction: "forward" or "backward" (static).
+
+    Raises:
+        ValueError: `direction` is neither of the two.
+    """
+
+    inputs: Key[Array, "..."]
+    recurrent: Key[Array, "..."]
+    step: int | Int[Array, "..."] = 0
+    layer: int = struct.field(pytree_node=False, default=0)
+    direction: str = struct.field(pytree_node=False, default="forward")
+
+    def __post_init__(self):
+        if self.direction not in ("forward", "backward"):
+            raise ValueError(
+                f'`direction` must be "forward" or "backward", got {self.direction!r}.'
+            )
+
+    def site(self, stream: str, name: str) -> Key[Array, ""]:
+        """Returns the key of a site, the same for all time steps.
+
+        Args:
+            stream: "inputs" or "recurrent".
+            name: name of the site, for example "update".
+
+        Raises:
+            TypeError, ValueError: the stream's key is not one typed PRNG key.
+        """
+        key = getattr(self, stream)
+        _check(f"keys.{stream}", key)
+        for coordinate in (self.layer, _tag(self.direction), _tag(name)):
+            key = jax.random.fold_in(key, coordinate)
+        return key
+
+
+def stream_keys(key: Key[Array, ""]) -> StreamKeys:
+    """Splits one key into the two streams of a recurrent layer.
+
+    Args:
+        key: a typed key, `jax.random.key(seed)`. Use a fresh one for each sequence,
+            for example `jax.random.fold_in(key, training_step)`.
+
+    Returns:
+        `StreamKeys` at time step 0.
+
+    Raises:
+        TypeError: `key` is not a typed PRNG key.
+        ValueError: `key` is an array of keys; vmap over it instead.
+    """
+    _check("key", key)
+    inputs, recurrent = (
+        jax.random.fold_in(key, _tag(s)) for s in ("inputs", "recurrent")
+    )
+    return StreamKeys(inputs=inputs, recurrent=recurrent)
+
+
+def _tag(name: str) -> int:
+    """A 32-bit number that stands for a name on every platform and in every run."""
+    return zlib.crc32(name.encode())
+
+
+def _check(argument: str, key) -> None:
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        got = type(key).__name__ if dtype is None else f"{dtype}{list(key.shape)}"
+        raise TypeError(
+            f"`{argument}` must be a typed PRNG key such as jax.random.key(0), "
+            f"got {got}."
+        )
+    if key.shape:
+        raise ValueError(
+            f"`{argument}` must be a single key, got an array of shape {key.shape}; "
+            "use jax.vmap to map over keys."
+        )
