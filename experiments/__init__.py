@@ -1,0 +1,1 @@
+"""Experiments: ablations of recurrent dropout as single compiled programs."""

@@ -1,0 +1,157 @@
+"""Config: what an experiment is, as data.
+
+A TOML file is read into frozen dataclasses; any field may then be overridden on the
+command line. Unknown keys, wrong types and impossible values are refused here, before
+anything is compiled.
+"""
+
+import json
+import tomllib
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(Exception):
+    """A config that cannot be run; its text is the one line that says why."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Noise:
+    """Bernoulli noise on one arrow of the unrolled network: an axis of the plane."""
+
+    rate: Annotated[tuple[Rate, ...], Field(min_length=1, strict=False)] = (
+        0.0,
+        0.15,
+        0.3,
+        0.5,
+        0.7,
+    )
+    """Rates of the axis, in [0, 1]; 0 is the baseline without this noise."""
+    per: Literal["sequence", "step"] = "sequence"
+    """Lifetime of a mask: one a sequence, or a new one at each time step."""
+    gates: Literal["shared", "each"] = "shared"
+    """Whether the four gates share a mask."""
+    batch: Literal["each", "shared"] = "each"
+    """Whether each example has its own mask."""
+    scale: Literal["inverted", "expectation"] = "inverted"
+    """Whether training divides by 1 - rate, or evaluation multiplies by it."""
+
+    @field_validator("rate")
+    @classmethod
+    def _once(cls, rates):
+        if len(set(rates)) < len(rates):
+            raise ValueError("each rate must occur once")
+        return rates
+
+
+@dataclass(frozen=True, config=STRICT)
+class Plane:
+    """The two axes of the plane; every pair of rates is a cell."""
+
+    inputs: Noise = field(default_factory=Noise)
+    """Noise on x_t into the cell, the vertical arrows; Keras `dropout`."""
+    recurrent: Noise = field(default_factory=Noise)
+    """Noise on h_{t-1} into the cell, the horizontal arrows; `recurrent_dropout`."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Model:
+    """An LSTM layer and a linear readout of its last output."""
+
+    units: Annotated[int, Field(ge=1)] = 64
+    """Units of the LSTM."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Train:
+    """How each lane, one pair of rates at one seed, is trained."""
+
+    epochs: Annotated[int, Field(ge=1)] = 60
+    """Passes over the training split."""
+    batch: Annotated[int, Field(ge=1)] = 30
+    """Utterances a batch; an incomplete last batch is dropped."""
+    validation: Annotated[int, Field(ge=1)] = 3
+    """Training utterances of each speaker that are held out to choose a cell by."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-3
+    """Learning rate of Adam."""
+    evaluate_every: Annotated[int, Field(ge=1)] = 3
+    """Epochs between evaluations, a divisor of `epochs`."""
+
+    @model_validator(mode="after")
+    def _whole_chunks(self):
+        if self.epochs % self.evaluate_every:
+            raise ValueError(
+                f"evaluate_every = {self.evaluate_every} must divide "
+                f"epochs = {self.epochs}"
+            )
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    """One ablation: a plane of rates, trained at several seeds."""
+
+    task: Literal["japanese_vowels"] = "japanese_vowels"
+    """The data set, shipped with the experiments."""
+    seeds: Annotated[int, Field(ge=1)] = 5
+    """Seeds of each cell; lanes of one seed share initialisation and data order."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Root of all random numbers."""
+    model: Model = field(default_factory=Model)
+    dropout: Plane = field(default_factory=Plane)
+    train: Train = field(default_factory=Train)
+
+
+def load(path: Path) -> Config:
+    """Reads a TOML file.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or a field is unknown, of a wrong
+            type or impossible.
+    """
+    try:
+        raw = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}.") from None
+    return validate(raw, str(path))
+
+
+def validate(raw: dict, source: str) -> Config:
+    """Builds a `Config` from plain data; `source` names it in an error."""
+    try:
+        # JSON has TOML's few types, and there pydantic's strict mode takes a list for
+        # a tuple but never text for a number.
+        return TypeAdapter(Config).validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_one_line(error)}") from None
+
+
+def dump(config: Config) -> dict:
+    """The inverse of `validate`: plain data."""
+    return TypeAdapter(Config).dump_python(config, mode="json")
+
+
+def _one_line(error: ValidationError) -> str:
+    details = error.errors()
+    first = details[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{where}: unknown field{more}."
+    return f"{where}: {first['msg']}, got {first['input']!r}{more}."
