@@ -12,7 +12,7 @@ ablation: .venv/.ready ## train the dropout plane on Japanese Vowels and write a
 	$(BIN)/python -m experiments ablate configs/vowels_plane.toml
 
 test: .venv/.ready ## run the quick tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.ready ## run the tests that take minutes
 	$(BIN)/python -m pytest -n 0 -m slow

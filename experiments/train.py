@@ -3,13 +3,18 @@
 A lane is one pair of dropout rates at one seed. Its key, and so its initial parameters,
 its order of the data and the uniforms behind its masks, is that of the seed alone:
 lanes of one seed differ in their rates and in nothing else.
+
+A lane trains two models from the same start: one on all training utterances, whose test
+figures are reported, and one without those held out, by whose validation figures a cell
+of the plane is chosen.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
@@ -17,6 +22,8 @@ from jaxtyping import Array, Float, Int, Key
 import rdrop
 from experiments.config import Config
 from experiments.vowels import SPEAKERS, Utterances
+
+Figures: TypeAlias = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 
 class Classifier(nn.Module):
@@ -49,32 +56,40 @@ class Lane(NamedTuple):
 
 
 class State(NamedTuple):
-    """What changes in training."""
+    """What changes in training a model."""
 
     params: dict
     opt_state: optax.OptState
     epoch: Int[Array, "..."]
 
 
+class Models(NamedTuple):
+    """The two models of a lane: trained on everything, and on `Lane.fit`."""
+
+    full: State
+    held_out: State
+
+
 class Metrics(NamedTuple):
-    """What a chunk of epochs is judged by: NLL in nats an utterance, accuracy in [0, 1].
+    """What a chunk of epochs is judged by: NLL (nats an utterance) and accuracy.
 
     `train_nll` has an entry an epoch, the noise on; the others are evaluated after the
-    last epoch, without noise.
+    last epoch, without noise. All are those of the full model, but `valid_*` of the one
+    that has not seen the validation utterances.
     """
 
-    train_nll: Float[Array, "..."]
-    valid_nll: Float[Array, "..."]
-    valid_accuracy: Float[Array, "..."]
-    test_nll: Float[Array, "..."]
-    test_accuracy: Float[Array, "..."]
+    train_nll: Figures
+    valid_nll: Figures
+    valid_accuracy: Figures
+    test_nll: Figures
+    test_accuracy: Figures
 
 
 class Functions(NamedTuple):
-    """The training of a lane: `init(lane)`, then `advance(state, lane)` repeatedly."""
+    """The training of a lane: `init(lane)`, then `advance(models, lane)` repeatedly."""
 
-    init: Callable[[Lane], State]
-    advance: Callable[[State, Lane], tuple[State, Metrics]]
+    init: Callable[[Lane], Models]
+    advance: Callable[[Models, Lane], tuple[Models, Metrics]]
 
 
 def make_train(config: Config, train: Utterances, test: Utterances) -> Functions:
@@ -91,42 +106,57 @@ def make_train(config: Config, train: Utterances, test: Utterances) -> Functions
     model = Classifier(config.model.units, SPEAKERS)
     optimiser = optax.adam(config.train.learning_rate)
     train, test = jax.tree.map(jnp.asarray, (train, test))
+    everything = jnp.arange(len(train.speakers))
+    train_epochs = _make_epochs(config, model, optimiser, train)
 
     def init(lane):
         key = jax.random.fold_in(lane.key, 0)
         params = model.init(key, train.frames[:1], train.lengths[:1])
-        return State(params, optimiser.init(params), jnp.int32(0))
+        start = State(params, optimiser.init(params), jnp.int32(0))
+        return Models(full=start, held_out=start)
 
-    def update(carry, batch_index, lane, step):
+    def advance(models, lane):
+        full, train_nll = train_epochs(models.full, lane, everything)
+        held_out, _ = train_epochs(models.held_out, lane, lane.fit)
+        valid = evaluate(held_out.params, model, _take(train, lane.valid))
+        test_figures = evaluate(full.params, model, test)
+        return Models(full, held_out), Metrics(train_nll, *valid, *test_figures)
+
+    return Functions(init, advance)
+
+
+def _make_epochs(config, model, optimiser, train):
+    """Returns (state, lane, index) -> (state, NLL of each epoch), a chunk of epochs."""
+
+    def update(carry, batch_index, step, lane):
         params, opt_state = carry
-        batch = _take(train, batch_index)
         noise_key = jax.random.fold_in(jax.random.fold_in(lane.key, 2), step)
         keys = rdrop.stream_keys(noise_key)
         loss, gradients = jax.value_and_grad(mean_nll)(
-            params, model, batch, lane.dropout.at(step), keys
+            params, model, _take(train, batch_index), lane.dropout.at(step), keys
         )
         updates, opt_state = optimiser.update(gradients, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
-    def epoch(state, _, lane):
+    def epoch(state, lane, index):
         order_key = jax.random.fold_in(jax.random.fold_in(lane.key, 1), state.epoch)
-        batches = _batches(order_key, lane.fit, config.train.batch)
+        batches = _batches(order_key, index, config.train.batch)
         steps = state.epoch * len(batches) + jnp.arange(len(batches), dtype=jnp.int32)
         (params, opt_state), losses = jax.lax.scan(
-            lambda carry, xs: update(carry, xs[0], lane, xs[1]),
+            lambda carry, xs: update(carry, *xs, lane),
             (state.params, state.opt_state),
             (batches, steps),
         )
         return State(params, opt_state, state.epoch + 1), losses.mean()
 
-    def advance(state, lane):
-        state, train_nll = jax.lax.scan(
-            lambda s, x: epoch(s, x, lane), state, length=config.train.evaluate_every
+    def epochs(state, lane, index):
+        return jax.lax.scan(
+            lambda s, _: epoch(s, lane, index),
+            state,
+            length=config.train.evaluate_every,
         )
-        valid = evaluate(state.params, model, _take(train, lane.valid))
-        return state, Metrics(train_nll, *valid, *evaluate(state.params, model, test))
 
-    return Functions(init, advance)
+    return epochs
 
 
 def mean_nll(params, model, batch, dropout=None, keys=None) -> Float[Array, ""]:

@@ -54,7 +54,9 @@ def split(
     """
     order = np.random.default_rng(seed).permutation(len(speakers))
     valid = np.sort(
-        np.concatenate([order[speakers[order] == s][:held_out] for s in range(SPEAKERS)])
+        np.concatenate(
+            [order[speakers[order] == s][:held_out] for s in range(SPEAKERS)]
+        )
     )
     return np.setdiff1d(np.arange(len(speakers)), valid), valid
 

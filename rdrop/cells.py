@@ -149,7 +149,7 @@ class LSTMCell(nn.RNNCellBase):
         """
         features, gates = x.shape[-1], 4 * self.units
         if self.has_variable("params", "kernel"):
-            made_for = self.get_variable("params", "kernel").shape[0]
+            made_for: int = self.get_variable("params", "kernel").shape[0]
             if made_for != features:
                 raise ValueError(
                     f"The inputs must have {made_for} features, as the parameters do, "

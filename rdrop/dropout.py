@@ -52,8 +52,7 @@ class Site(NamedTuple):
     units: int
 
 
-@struct.dataclass
-class Dropout:
+class Dropout(struct.PyTreeNode):
     """The noise of each site of a recurrence.
 
     Attributes:
@@ -103,8 +102,11 @@ class Dropout:
         return self.replace(**{name: noise.at(step) for name, noise in self._sites()})
 
     def expected(self) -> "Masks":
-        """Returns the masks of evaluation: the factor 1 - rate of a site whose scale is
-        "expectation", nothing for inverted noise."""
+        """Returns the masks of evaluation.
+
+        They are the factor 1 - rate of a site whose scale is "expectation", and nothing
+        for inverted noise.
+        """
         return Masks(**{name: noise.expected() for name, noise in self._sites()})
 
     def _sites(self):
@@ -112,9 +114,8 @@ class Dropout:
         return [(s, n) for s in STREAMS if (n := getattr(self, s)) is not None]
 
 
-@struct.dataclass
-class Masks:
-    """The masks drawn for a `Dropout`, to be looked at, stored, and passed in its place.
+class Masks(struct.PyTreeNode):
+    """The masks drawn for a `Dropout`: to look at, to store, to pass in its place.
 
     A mask held over time has the axes (B, G, U), one of each step (T, B, G, U): batch,
     gates, units; an axis of size 1 is shared. `Masks()` is no noise at all.
@@ -191,7 +192,9 @@ def resolve(
     Args:
         dropout: a `Dropout` to draw from, `Masks` to use as they are, or None.
         keys: explicit keys; without them a `Dropout` gives its expectation.
-        sites, batch, time: as in `draw`.
+        sites: as in `draw`.
+        batch: B.
+        time: T, or None for one step.
 
     Raises:
         TypeError: `dropout` or `keys` are of another type.
@@ -201,7 +204,9 @@ def resolve(
         return Masks()
     if isinstance(dropout, Masks):
         if keys is not None:
-            raise ValueError("`keys` must be None beside Masks: nothing is left to draw.")
+            raise ValueError(
+                "`keys` must be None beside Masks: nothing is left to draw."
+            )
         _check_masks(dropout, sites, batch, time)
         return dropout
     if not isinstance(dropout, Dropout):
@@ -248,11 +253,11 @@ def _check_masks(masks, sites, batch, time) -> None:
         *steps, b, g, u = (0, 0, 0, *mask.shape)[-max(3, mask.ndim) :]
         if steps not in ([], [time]) or not _fits((b, g, u), held):
             raise ValueError(
-                f"`masks.{name}` must have the axes (batch, gates, units) = {held}, each "
-                f"whole or 1, after one of time = {time} if it changes with the step; "
-                f"got shape {mask.shape}."
+                f"`masks.{name}` must have the axes (batch, gates, units) = {held}, "
+                f"each whole or 1, after one of time = {time} if it changes with the "
+                f"step; got shape {mask.shape}."
             )
 
 
 def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    return all(size in (1, full) for size, full in zip(shape, whole))
+    return all(size in (1, full) for size, full in zip(shape, whole, strict=True))

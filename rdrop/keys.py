@@ -17,8 +17,7 @@ from flax import struct
 from jaxtyping import Array, Int, Key
 
 
-@struct.dataclass
-class StreamKeys:
+class StreamKeys(struct.PyTreeNode):
     """The explicit keys of a recurrent layer, one a stream, and its place in the net.
 
     Hold one key fixed and vary the other to isolate one source of noise.

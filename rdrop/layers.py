@@ -39,7 +39,7 @@ class RNN(nn.Module):
     time_major: bool = False
     reverse: bool = False
 
-    def setup(self):
+    def setup(self):  # noqa: D102
         nn.share_scope(self, self.cell)
 
     def __call__(

@@ -16,7 +16,7 @@ References:
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,11 @@ class Schedule:
     function: Callable[..., Array]
 
 
-Rate: TypeAlias = float | Float[Array, "..."] | np.ndarray | Schedule | Callable
+# A number, an array, a schedule; or what stands for one while JAX rebuilds a pytree.
+Rate: TypeAlias = Any
 
 
-@struct.dataclass
-class Bernoulli:
+class Bernoulli(struct.PyTreeNode):
     """Drops a unit with probability `rate` [1].
 
     Attributes:
@@ -101,10 +101,11 @@ class Bernoulli:
         """Raises a ValueError where `rate` does not broadcast to a mask's `shape`."""
         if isinstance(self.rate, Schedule):
             return
-        if not _broadcasts(jnp.shape(self.rate), shape):
+        rate_shape: tuple[int, ...] = getattr(self.rate, "shape", ())
+        if not _broadcasts(rate_shape, shape):
             raise ValueError(
                 f"`rate` must broadcast to the mask's axes (batch, gates, units) = "
-                f"{shape}, got shape {jnp.shape(self.rate)}."
+                f"{shape}, got shape {rate_shape}."
             )
 
     def draw(
@@ -157,7 +158,9 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 def _check_rate(rate) -> None:
     """Checks what is known now; a pytree's other contents (tracers) pass."""
     if isinstance(rate, str):
-        raise TypeError(f"`rate` must be a number, an array or a schedule, got {rate!r}.")
+        raise TypeError(
+            f"`rate` must be a number, an array or a schedule, got {rate!r}."
+        )
     if isinstance(rate, (int, float, np.ndarray, np.generic)):
         values = np.asarray(rate)
         if not np.all((values >= 0) & (values <= 1)):

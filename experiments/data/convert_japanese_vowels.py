@@ -8,6 +8,7 @@ frames by commas, the speaker last.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def read_ts(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     return utterances, np.array([int(row[-1]) - 1 for row in fields], np.int8)
 
 
-def convert(folder: Path) -> dict[str, np.ndarray]:
+def convert(folder: Path) -> dict[str, Any]:
     """Returns, for each split, all frames end to end, lengths and speakers."""
     arrays = {}
     for split in ("train", "test"):
