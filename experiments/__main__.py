@@ -19,7 +19,6 @@ def main(arguments: list[str]) -> int:
 
     Status 2 is a mistake in the config or the command line, 130 a run that was stopped.
     """
-    _one_device_a_core()
     try:
         ended = tyro.extras.subcommand_cli_from_dict(
             {"ablate": _ablate_command(_defaults(arguments))},
@@ -78,4 +77,5 @@ def _one_device_a_core() -> None:
 
 
 if __name__ == "__main__":
+    _one_device_a_core()
     sys.exit(main(sys.argv[1:]))

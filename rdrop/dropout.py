@@ -18,18 +18,35 @@ References:
         neural networks. NeurIPS 2016. arXiv:1512.05287.
     [4] Semeniuta, Severyn, Barth. Recurrent dropout without memory loss. COLING 2016.
         arXiv:1603.05118.
+    [5] Cheng et al. An exploration of dropout with LSTMs. Interspeech 2017.
+    [6] Moon et al. RnnDrop: a novel dropout for RNNs in ASR. ASRU 2015.
+    [7] Krueger et al. Zoneout: regularizing RNNs by randomly preserving hidden
+        activations. ICLR 2017. arXiv:1606.01305.
+    [8] Merity, Keskar, Socher. Regularizing and optimizing LSTM language models. ICLR
+        2018. arXiv:1708.02182.
+    [9] Wan et al. Regularization of neural networks using DropConnect. ICML 2013.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from rdrop.keys import StreamKeys
-from rdrop.noise import Bernoulli
+from rdrop.keys import StreamKeys, check_keys
+from rdrop.noise import (
+    Bernoulli,
+    DropConnect,
+    Gaussian,
+    Mix,
+    Site,
+    Zoneout,
+    check,
+    draw_step,
+    draw_steps,
+)
 
 STREAMS = {
     "inputs": "inputs",
@@ -42,14 +59,25 @@ STREAMS = {
     "hidden_state": "recurrent",
     "recurrent_weights": "recurrent",
 }
-IMPLEMENTED = ("inputs", "outputs", "recurrent", "update")
+KINDS: dict[str, tuple[type, ...]] = {
+    "inputs": (Bernoulli, Gaussian),
+    "outputs": (Bernoulli, Gaussian),
+    "input_weights": (DropConnect,),
+    "recurrent": (Bernoulli, Gaussian),
+    "update": (Bernoulli, Gaussian),
+    "gates": (Bernoulli, Gaussian),
+    "cell_state": (Bernoulli, Gaussian, Zoneout),
+    "hidden_state": (Bernoulli, Gaussian, Zoneout),
+    "recurrent_weights": (DropConnect,),
+}
+# What a site must not be set to, besides a kind that it does not take. Anything else may
+# be a placeholder of JAX's, which rebuilds pytrees around what is no noise at all.
+MISTAKES = (bool, int, float, str, np.generic, np.ndarray, jax.Array)
+NOISES = (Bernoulli, Gaussian, Zoneout, DropConnect)
 
-
-class Site(NamedTuple):
-    """The size of a site in a given cell: how many gates read it, and its units."""
-
-    gates: int
-    units: int
+Multiplier = Bernoulli | Gaussian
+State = Bernoulli | Gaussian | Zoneout
+Mask = Float[Array, "..."]
 
 
 class Dropout(struct.PyTreeNode):
@@ -58,15 +86,21 @@ class Dropout(struct.PyTreeNode):
     Attributes:
         inputs: multiplies x_t before the input kernel [1, 2, 3]; Keras `dropout`.
         outputs: multiplies y_t on its way up, not the h_t handed on in time [1, 2].
-        input_weights: the input kernel (DropConnect). Not implemented yet.
-        recurrent: multiplies h_{t-1} before the recurrent kernel [3]; Keras
-            `recurrent_dropout`.
-        update: multiplies the candidate g_t before it is added to the memory [4].
-        gates, cell_state, hidden_state, recurrent_weights: not implemented yet.
+        input_weights: drops weights of the input kernel [9].
+        recurrent: multiplies h_{t-1} before the recurrent kernel, never the leak path
+            of a GRU [3]; Keras `recurrent_dropout`.
+        update: multiplies the candidate (g_t, or n_t of a GRU) before it is added to
+            the memory [4].
+        gates: multiplies the gates after their sigmoid, but not the candidate [5].
+        cell_state: multiplies c_t [6], or mixes it with c_{t-1}; then h_t is made from
+            the memory before mixing [7]. Inverted multipliers compound over time.
+        hidden_state: mixes h_t with h_{t-1}, and puts out the mixture [7]; or
+            multiplies the h_t handed on in time, leak path of a GRU included, but not
+            y_t. Inverted multipliers compound there: Keras 3.0 to 3.7 did so.
+        recurrent_weights: drops weights of the recurrent kernel [8].
 
     Raises:
-        NotImplementedError: a site that has no implementation yet is set.
-        TypeError: a site is set to a bare number.
+        TypeError: a site is set to what is no noise, or to a kind it does not take.
 
     Example:
         >>> gal = Dropout(inputs=Bernoulli(0.25), recurrent=Bernoulli(0.5))
@@ -74,24 +108,23 @@ class Dropout(struct.PyTreeNode):
         [0.25, 0.5]
     """
 
-    inputs: Bernoulli | None = None
-    outputs: Bernoulli | None = None
-    input_weights: Bernoulli | None = None
-    recurrent: Bernoulli | None = None
-    update: Bernoulli | None = None
-    gates: Bernoulli | None = None
-    cell_state: Bernoulli | None = None
-    hidden_state: Bernoulli | None = None
-    recurrent_weights: Bernoulli | None = None
+    inputs: Multiplier | None = None
+    outputs: Multiplier | None = None
+    input_weights: DropConnect | None = None
+    recurrent: Multiplier | None = None
+    update: Multiplier | None = None
+    gates: Multiplier | None = None
+    cell_state: State | None = None
+    hidden_state: State | None = None
+    recurrent_weights: DropConnect | None = None
 
     def __post_init__(self):
-        for name, noise in self._sites():
-            if name not in IMPLEMENTED:
-                raise NotImplementedError(f"Site `{name}` is not implemented yet.")
-            if isinstance(noise, (int, float)):
-                raise TypeError(
-                    f"`{name}` must be a noise such as Bernoulli({noise}), got {noise}."
-                )
+        for name, noise in self.sites():
+            if isinstance(noise, MISTAKES + NOISES) and not isinstance(
+                noise, KINDS[name]
+            ):
+                kinds = " or ".join(f"{kind.__name__}(rate)" for kind in KINDS[name])
+                raise TypeError(f"Site `{name}` takes {kinds}, got {noise!r}.")
 
     def at(self, step) -> "Dropout":
         """Evaluates every rate that is a schedule.
@@ -99,18 +132,18 @@ class Dropout(struct.PyTreeNode):
         Args:
             step: the training step, int or int32[], that the schedules take.
         """
-        return self.replace(**{name: noise.at(step) for name, noise in self._sites()})
+        return self.replace(**{name: noise.at(step) for name, noise in self.sites()})
 
     def expected(self) -> "Masks":
         """Returns the masks of evaluation.
 
-        They are the factor 1 - rate of a site whose scale is "expectation", and nothing
-        for inverted noise.
+        They are the factor 1 - rate of a site whose scale is "expectation", the expected
+        mix of zoneout, and nothing for the rest.
         """
-        return Masks(**{name: noise.expected() for name, noise in self._sites()})
+        return Masks(**{name: noise.expected() for name, noise in self.sites()})
 
-    def _sites(self):
-        """The sites in use, by name."""
+    def sites(self) -> list[tuple[str, Any]]:
+        """Returns the sites in use, with their noise."""
         return [(s, n) for s in STREAMS if (n := getattr(self, s)) is not None]
 
 
@@ -118,21 +151,23 @@ class Masks(struct.PyTreeNode):
     """The masks drawn for a `Dropout`: to look at, to store, to pass in its place.
 
     A mask held over time has the axes (B, G, U), one of each step (T, B, G, U): batch,
-    gates, units; an axis of size 1 is shared. `Masks()` is no noise at all.
+    gates, units; that of a kernel (R, G, U): rows, gates, units. An axis of size 1 is
+    shared. `Masks()` is no noise at all.
 
     Attributes:
-        inputs, outputs, ...: the mask of the site of that name in `Dropout`, or None.
+        inputs, outputs, ...: the mask of the site of that name in `Dropout`, or None; a
+            `Mix` where states are mixed.
     """
 
-    inputs: Float[Array, "..."] | None = None
-    outputs: Float[Array, "..."] | None = None
-    input_weights: Float[Array, "..."] | None = None
-    recurrent: Float[Array, "..."] | None = None
-    update: Float[Array, "..."] | None = None
-    gates: Float[Array, "..."] | None = None
-    cell_state: Float[Array, "..."] | None = None
-    hidden_state: Float[Array, "..."] | None = None
-    recurrent_weights: Float[Array, "..."] | None = None
+    inputs: Mask | None = None
+    outputs: Mask | None = None
+    input_weights: Mask | None = None
+    recurrent: Mask | None = None
+    update: Mask | None = None
+    gates: Mask | None = None
+    cell_state: Mask | Mix | None = None
+    hidden_state: Mask | Mix | None = None
+    recurrent_weights: Mask | None = None
 
 
 def draw(
@@ -158,26 +193,19 @@ def draw(
 
     Raises:
         TypeError: `keys` are not `StreamKeys` of typed keys.
-        ValueError: a rate does not broadcast, or `gates="each"` where gates share.
+        ValueError: the cell has no such site, a rate does not broadcast, or
+            `gates="each"` where no two gates read the site.
     """
-    if not isinstance(keys, StreamKeys):
-        raise TypeError(
-            "`keys` must be StreamKeys, made by rdrop.stream_keys(key), got "
-            f"{type(keys).__name__}."
-        )
-    _check_noise(dropout, sites, batch)
-    return Masks(
-        **{
-            name: _draw_site(
-                noise,
-                keys.site(STREAMS[name], name),
-                noise.shape(batch, *sites[name]),
-                keys.step,
-                time,
-            )
-            for name, noise in dropout._sites()
-        }
-    )
+    check_keys(keys)
+    shapes = _shapes(dropout, sites, batch)
+
+    def mask(name, noise):
+        key = keys.site(STREAMS[name], name)
+        if time is None:
+            return draw_step(noise, key, shapes[name], keys.step)
+        return draw_steps(noise, key, shapes[name], keys.step, time)
+
+    return Masks(**{name: mask(name, noise) for name, noise in dropout.sites()})
 
 
 def resolve(
@@ -200,6 +228,8 @@ def resolve(
         TypeError: `dropout` or `keys` are of another type.
         ValueError: as `draw`; masks of a wrong shape; keys given beside masks.
     """
+    if keys is not None:
+        check_keys(keys)
     if dropout is None:
         return Masks()
     if isinstance(dropout, Masks):
@@ -214,32 +244,35 @@ def resolve(
             f"`dropout` must be a Dropout, Masks or None, got {type(dropout).__name__}."
         )
     if keys is None:
-        _check_noise(dropout, sites, batch)
+        _shapes(dropout, sites, batch)
         return dropout.expected()
     return draw(dropout, keys, sites, batch, time)
 
 
-def _draw_site(noise, key, shape, step, time):
-    if noise.per == "sequence":
-        return noise.draw(key, shape)
-    step = jnp.asarray(step, jnp.int32)
-    if time is None:
-        return noise.draw(jax.random.fold_in(key, step), shape)
-    steps = step[None] + jnp.arange(time, dtype=jnp.int32)
-    return jax.vmap(lambda t: noise.draw(jax.random.fold_in(key, t), shape))(steps)
-
-
-def _check_noise(dropout, sites, batch) -> None:
-    for name, noise in dropout._sites():
-        if noise.gates == "each" and sites[name].gates == 1:
+def _shapes(dropout, sites, batch) -> dict[str, tuple[int, int, int]]:
+    """The shape of every mask in use; raises where a site and its noise do not fit."""
+    shapes = {}
+    for name, noise in dropout.sites():
+        site = _site(name, sites)
+        if noise.gates == "each" and site.gates == 1 and site.rows is None:
             raise ValueError(
                 f'Site `{name}`: `gates` must be "shared", as no two gates read it, '
                 'got "each".'
             )
+        shapes[name] = noise.shape(site.rows or batch, site.gates, site.units)
         try:
-            noise.check(noise.shape(batch, *sites[name]))
+            check(noise, shapes[name])
         except ValueError as error:
             raise ValueError(f"Site `{name}`: {error}") from None
+    return shapes
+
+
+def _site(name: str, sites: Mapping[str, Site]) -> Site:
+    if name not in sites:
+        raise ValueError(
+            f"Site `{name}` does not exist in this cell; it has {', '.join(sites)}."
+        )
+    return sites[name]
 
 
 def _check_masks(masks, sites, batch, time) -> None:
@@ -247,15 +280,14 @@ def _check_masks(masks, sites, batch, time) -> None:
         mask = getattr(masks, name)
         if mask is None:
             continue
-        if name not in sites:
-            raise NotImplementedError(f"Site `{name}` is not implemented yet.")
-        held = (batch, *sites[name])
-        *steps, b, g, u = (0, 0, 0, *mask.shape)[-max(3, mask.ndim) :]
+        site = _site(name, sites)
+        held = (site.rows or batch, site.gates, site.units)
+        shape = jax.tree.leaves(mask)[0].shape
+        *steps, b, g, u = (0, 0, 0, *shape)[-max(3, len(shape)) :]
         if steps not in ([], [time]) or not _fits((b, g, u), held):
             raise ValueError(
-                f"`masks.{name}` must have the axes (batch, gates, units) = {held}, "
-                f"each whole or 1, after one of time = {time} if it changes with the "
-                f"step; got shape {mask.shape}."
+                f"`masks.{name}` must have the axes {held}, each whole or 1, after one "
+                f"of time = {time} if it changes with the step; got shape {shape}."
             )
 
 

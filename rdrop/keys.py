@@ -31,7 +31,7 @@ class StreamKeys(struct.PyTreeNode):
         direction: "forward" or "backward" (static).
 
     Raises:
-        ValueError: `direction` is neither of the two.
+        ValueError: `direction` is neither of the two, or `layer` is negative.
     """
 
     inputs: Key[Array, "..."]
@@ -41,6 +41,8 @@ class StreamKeys(struct.PyTreeNode):
     direction: str = struct.field(pytree_node=False, default="forward")
 
     def __post_init__(self):
+        if isinstance(self.layer, int) and self.layer < 0:
+            raise ValueError(f"`layer` must be 0 or more, got {self.layer}.")
         if self.direction not in ("forward", "backward"):
             raise ValueError(
                 f'`direction` must be "forward" or "backward", got {self.direction!r}.'
@@ -53,11 +55,8 @@ class StreamKeys(struct.PyTreeNode):
             stream: "inputs" or "recurrent".
             name: name of the site, for example "update".
 
-        Raises:
-            TypeError, ValueError: the stream's key is not one typed PRNG key.
         """
         key = getattr(self, stream)
-        _check(f"keys.{stream}", key)
         for coordinate in (self.layer, _tag(self.direction), _tag(name)):
             key = jax.random.fold_in(key, coordinate)
         return key
@@ -82,6 +81,29 @@ def stream_keys(key: Key[Array, ""]) -> StreamKeys:
         jax.random.fold_in(key, _tag(s)) for s in ("inputs", "recurrent")
     )
     return StreamKeys(inputs=inputs, recurrent=recurrent)
+
+
+def check_keys(keys) -> None:
+    """Raises where `keys` cannot be drawn from.
+
+    Raises:
+        TypeError: no `StreamKeys`, a stream without a typed key, a step that is no
+            integer.
+        ValueError: an array of keys, or of steps; vmap over it instead.
+    """
+    if not isinstance(keys, StreamKeys):
+        raise TypeError(
+            "`keys` must be StreamKeys, made by rdrop.stream_keys(key), got "
+            f"{type(keys).__name__}."
+        )
+    _check("keys.inputs", keys.inputs)
+    _check("keys.recurrent", keys.recurrent)
+    if not jnp.issubdtype(jnp.result_type(keys.step), jnp.integer):
+        raise TypeError(f"`keys.step` must be an integer, got {keys.step}.")
+    if jnp.shape(keys.step):
+        raise ValueError(
+            f"`keys.step` must be a single step, got shape {jnp.shape(keys.step)}."
+        )
 
 
 def _tag(name: str) -> int:

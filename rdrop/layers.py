@@ -1,25 +1,35 @@
-"""Layers: a cell run over whole sequences.
+"""Layers: a cell run over whole sequences, in both directions, and stacked.
 
 Masks are drawn in bulk before the time loop, and the input projection of all steps is
-one matrix product; both give what the cell gives step by step.
+one matrix product; both give what the cell gives step by step. Layer and direction are
+part of every key, so no two layers or directions share a mask.
 """
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from rdrop.cells import Carry, LSTMCell, check_carry, mask_units
+from rdrop.cells import Cell, MinGRUCell, mask_units
+from rdrop.cells.base import Carry, check_carry, drop_weights
 from rdrop.dropout import Dropout, Masks, resolve
 from rdrop.keys import StreamKeys
-from rdrop.scan import scan
+from rdrop.scan import affine_scan, scan
+
+Noise: TypeAlias = Dropout | Masks | None
+# Loose on purpose: wrong ranks and lengths get this module's own errors.
+Xs: TypeAlias = Float[Array, "..."]
 
 
 class RNN(nn.Module):
     """Unrolls a cell over time by `jax.lax.scan`.
 
-    The parameters are those of the bare cell, under the same names.
+    A `MinGRUCell` is affine in its state and unrolled by `jax.lax.associative_scan`. The
+    parameters are those of the bare cell, under the same names.
 
     Attributes:
         cell: the recurrence, for example `LSTMCell(128)`.
@@ -35,7 +45,7 @@ class RNN(nn.Module):
         (2, 5, 8)
     """
 
-    cell: LSTMCell
+    cell: Cell
     time_major: bool = False
     reverse: bool = False
 
@@ -44,13 +54,13 @@ class RNN(nn.Module):
 
     def __call__(
         self,
-        xs: Float[Array, "..."],
-        dropout: Dropout | Masks | None = None,
+        xs: Xs,
+        dropout: Noise = None,
         keys: StreamKeys | None = None,
         *,
         initial_carry: Carry | None = None,
-        lengths: Int[Array, "B"] | np.ndarray | None = None,
-    ) -> tuple[Carry, Float[Array, "..."]]:
+        lengths: Any = None,
+    ) -> tuple[Carry, Xs]:
         """Runs over the sequences of a batch.
 
         Args:
@@ -59,19 +69,20 @@ class RNN(nn.Module):
                 are.
             keys: explicit keys; `keys.step` is the absolute index of xs's first step.
                 No keys, no noise: the expectation is evaluated.
-            initial_carry: (c, h), each [B, H]; zeros by default.
-            lengths: number of valid steps of each sequence, in [0, T]. Later steps are
-                padding: they change nothing, and their outputs are zero. Traced lengths
-                are not checked.
+            initial_carry: as the cell's `initialize_carry` makes it; zeros by default.
+            lengths: int[B], number of valid steps of each sequence, in [0, T]. Later
+                steps are padding: they change nothing, and their outputs are zero.
+                Traced lengths are not checked.
 
         Returns:
-            The final carry (c, h), and the outputs, [B, T, H] or [T, B, H].
+            The final carry, and the outputs, [B, T, H] or [T, B, H].
 
         Raises:
             TypeError: `keys` are not typed, or `dropout` is of another type.
-            ValueError: wrong ranks or sizes, lengths outside [0, T], or a rate that
-                does not broadcast.
+            ValueError: wrong ranks or sizes, lengths outside [0, T], a site that the
+                cell has not, or a rate that does not broadcast.
         """
+        xs = jnp.asarray(xs)
         if xs.ndim != 3:
             axes = "[T, B, D]" if self.time_major else "[B, T, D]"
             raise ValueError(f"`xs` must have the axes {axes}, got shape {xs.shape}.")
@@ -80,36 +91,183 @@ class RNN(nn.Module):
         return carry, ys if self.time_major else ys.swapaxes(0, 1)
 
     def _unroll(self, xs, dropout, keys, carry, lengths):
+        cell = self.cell
         time, batch, features = xs.shape
         if isinstance(keys, StreamKeys) and self.reverse:
             keys = keys.replace(direction="backward")
         if carry is None:
-            carry = self.cell.initialize_carry(jax.random.key(0), (batch, features))
-        check_carry("initial_carry", carry, (batch, self.cell.units))
-        valid = None if lengths is None else _valid(lengths, time, batch)
-        weights = self.cell.weights(xs)
-        masks = resolve(dropout, keys, self.cell.sites(features), batch, time)
-
-        carry, ys = scan(
-            lambda carry, z, masks: self.cell.step(weights, carry, z, masks),
-            carry,
-            self.cell.project(weights, xs, masks),
-            masks.replace(inputs=None, outputs=None),
-            valid,
-            self.reverse,
-        )
+            carry = cell.initialize_carry(jax.random.key(0), (batch, features))
+        check_carry("initial_carry", carry, cell, (batch, features))
+        valid = None
+        if lengths is not None:
+            valid = _valid(lengths, time, batch)
+            xs = jnp.where(valid[..., None], xs, 0)
+        masks = resolve(dropout, keys, cell.sites(features), batch, time)
+        weights = drop_weights(cell.weights(xs, "xs"), masks)
+        zs = cell.project(weights, xs, masks)
+        unroll = _affine if isinstance(cell, MinGRUCell) else _stepwise
+        carry, ys = unroll(cell, weights, carry, zs, masks, valid, self.reverse)
         return carry, mask_units(ys, masks.outputs)
+
+
+class Bidirectional(nn.Module):
+    """Runs one cell forwards and another backwards over the same sequences.
+
+    The two directions have masks of their own. With lengths, the backward cell starts at
+    the last valid step of each sequence.
+
+    Attributes:
+        forward: the cell that runs from the first step to the last.
+        backward: the cell that runs from the last step to the first.
+        time_major: whether sequences are [T, B, D] rather than [B, T, D].
+    """
+
+    forward: Cell
+    backward: Cell
+    time_major: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        xs: Xs,
+        dropout: Noise | Sequence[Noise] = None,
+        keys: StreamKeys | None = None,
+        *,
+        initial_carry: tuple[Carry, Carry] | None = None,
+        lengths: Any = None,
+    ) -> tuple[tuple[Carry, Carry], Xs]:
+        """Runs over the sequences of a batch; arguments are those of `RNN`.
+
+        Args:
+            xs: the inputs.
+            dropout: one for both directions, or a pair (forward, backward).
+            keys: explicit keys.
+            initial_carry: a pair of carries, or None.
+            lengths: int[B], number of valid steps of each sequence.
+
+        Returns:
+            The pair of final carries, and the outputs of both side by side, [..., 2H].
+        """
+        noises = _spread("dropout", dropout, 2)
+        carries = _spread("initial_carry", initial_carry, 2)
+        rnns = (
+            RNN(self.forward, self.time_major, name="forward_rnn"),
+            RNN(self.backward, self.time_major, reverse=True, name="backward_rnn"),
+        )
+        results = [
+            rnn(xs, noise, keys, initial_carry=carry, lengths=lengths)
+            for rnn, noise, carry in zip(rnns, noises, carries, strict=True)
+        ]
+        (forward, ys), (backward, zs) = results
+        return (forward, backward), jnp.concatenate([ys, zs], axis=-1)
+
+
+class Stack(nn.Module):
+    """Runs layers one after the other, the outputs of each the inputs of the next.
+
+    Noise between two layers is that of the site `inputs` of the upper one, or `outputs`
+    of the lower one: a new mask each step or one held over the sequence ("locked").
+
+    Attributes:
+        layers: `RNN` or `Bidirectional` layers, from the input upwards.
+
+    Example:
+        >>> layers = Stack([RNN(LSTMCell(8)), RNN(LSTMCell(4))])
+        >>> params = layers.init(jax.random.key(0), jnp.ones((2, 5, 3)))
+        >>> carries, ys = layers.apply(params, jnp.ones((2, 5, 3)))
+        >>> len(carries), ys.shape
+        (2, (2, 5, 4))
+    """
+
+    layers: Sequence[RNN | Bidirectional]
+
+    def __call__(
+        self,
+        xs: Xs,
+        dropout: Noise | Sequence[Noise] = None,
+        keys: StreamKeys | None = None,
+        *,
+        initial_carry: Sequence[Carry] | None = None,
+        lengths: Any = None,
+    ) -> tuple[tuple[Carry, ...], Xs]:
+        """Runs over the sequences of a batch; arguments are those of `RNN`.
+
+        Args:
+            xs: the inputs.
+            dropout: one for all layers, or a sequence of one a layer.
+            keys: explicit keys; layer n has `keys.layer + n`.
+            initial_carry: a sequence of one carry a layer, or None.
+            lengths: int[B], number of valid steps of each sequence.
+
+        Returns:
+            The final carries, one a layer, and the outputs of the last layer.
+        """
+        count = len(self.layers)
+        noises = _spread("dropout", dropout, count)
+        carries = _spread("initial_carry", initial_carry, count)
+        final = []
+        for depth, layer in enumerate(self.layers):
+            at_depth = keys
+            if isinstance(keys, StreamKeys):
+                at_depth = keys.replace(layer=keys.layer + depth)
+            carry, xs = layer(
+                xs,
+                noises[depth],
+                at_depth,
+                initial_carry=carries[depth],
+                lengths=lengths,
+            )
+            final.append(carry)
+        return tuple(final), xs
+
+
+def _stepwise(cell, weights, carry, zs, masks, valid, reverse):
+    """Step by step; masks of x, y and the weights have been or will be applied."""
+    inside = masks.replace(
+        inputs=None, outputs=None, input_weights=None, recurrent_weights=None
+    )
+    return scan(
+        lambda carry, z, masks: cell.step(weights, carry, z, masks),
+        carry,
+        zs,
+        inside,
+        valid,
+        reverse,
+    )
+
+
+def _affine(cell, weights, carry, zs, masks, valid, reverse):
+    """All steps at once, for a cell that is affine in its state."""
+    zs = zs.astype(carry.dtype)
+    before, after = affine_scan(*cell.affine(zs, masks), carry, valid, reverse)
+    _, ys = cell.step(weights, before, zs, masks)
+    if valid is not None:
+        ys = jnp.where(valid[..., None], ys, 0)
+    return after[0 if reverse else -1], ys
+
+
+def _spread(name: str, value, count: int) -> Sequence[Any]:
+    """One value for each of `count` layers or directions."""
+    if not isinstance(value, (tuple, list)):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(
+            f"`{name}` must have {count} entries, one for each, got {len(value)}."
+        )
+    return value
 
 
 def _valid(lengths, time: int, batch: int) -> Bool[Array, "T B"]:
     """Which steps are not padding; checks lengths whose values are known."""
-    if jnp.shape(lengths) != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+    lengths = lengths if hasattr(lengths, "dtype") else np.asarray(lengths)
+    if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(
             f"`lengths` must be integers of shape [B] = ({batch},), got "
-            f"{lengths.dtype}{list(jnp.shape(lengths))}."
+            f"{lengths.dtype}{list(lengths.shape)}."
         )
     if not isinstance(lengths, jax.core.Tracer):
         values = np.asarray(lengths)
         if np.any((values < 0) | (values > time)):
             raise ValueError(f"`lengths` must lie in [0, T = {time}], got {values}.")
-    return jnp.arange(time)[:, None] < jnp.asarray(lengths)[None]
+    steps = jnp.arange(time, dtype=jnp.int32)
+    return steps[:, None] < jnp.asarray(lengths).astype(jnp.int32)[None]

@@ -1,28 +1,40 @@
 """Noise: how one mask is drawn.
 
-Each unit of a mask has one uniform number u in [0, 1), drawn in float32 whatever the
-compute dtype, and is kept where u >= rate. Masks of one key are therefore nested: the
-units dropped at a low rate are among those dropped at a higher one.
+Each unit of a mask has one random number, drawn in float32 whatever the compute dtype:
+a uniform u in [0, 1) for masks that drop (a unit is kept where u >= rate, so the units
+dropped at a low rate are among those dropped at a higher one), a normal one for Gaussian
+masks. A kind turns it into a mask; its lifetime says when the number is drawn anew.
 
 Axes of a mask:
-    (B, G, U): batch, gates, units; an axis of size 1 is shared.
+    (B, G, U) batch, gates, units; of a weight mask (R, G, U) rows of the kernel, gates,
+    units. An axis of size 1 is shared. Masks that change with the step have T in front.
 
 References:
     [1] Srivastava et al. Dropout: a simple way to prevent neural networks from
         overfitting. JMLR 15, 2014.
     [2] Gal, Ghahramani. A theoretically grounded application of dropout in recurrent
         neural networks. NeurIPS 2016. arXiv:1512.05287.
+    [3] Krueger et al. Zoneout: regularizing RNNs by randomly preserving hidden
+        activations. ICLR 2017. arXiv:1606.01305.
+    [4] Merity, Keskar, Socher. Regularizing and optimizing LSTM language models. ICLR
+        2018. arXiv:1708.02182.
+    [5] Melis, Dyer, Blunsom. On the state of the art of evaluation in neural language
+        models. ICLR 2018. arXiv:1707.05589; `DriftingDropout` in its code.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
+
+# A number, an array, a schedule; or what stands for one while JAX rebuilds a pytree.
+Rate: TypeAlias = Any
+Shape: TypeAlias = tuple[int, int, int]
 
 
 @jax.tree_util.register_static
@@ -37,21 +49,121 @@ class Schedule:
     function: Callable[..., Array]
 
 
-# A number, an array, a schedule; or what stands for one while JAX rebuilds a pytree.
-Rate: TypeAlias = Any
-
-
-class Bernoulli(struct.PyTreeNode):
-    """Drops a unit with probability `rate` [1].
+class Site(NamedTuple):
+    """The size of a noise site in a given cell.
 
     Attributes:
-        rate: probability of a drop, in [0, 1]: a number, an array that broadcasts to
-            the mask's axes (B, G, U), a tracer, or an optax schedule. A leaf: jit, vmap
-            and tree_map see it. Traced and device arrays are not checked. A mask is not
-            differentiable in its rate; the gradient is zero.
+        gates: how many gates read it.
+        units: units of the mask.
+        rows: rows of the kernel, for the sites that are weights; None elsewhere.
+    """
+
+    gates: int
+    units: int
+    rows: int | None = None
+
+
+class Mix(struct.PyTreeNode):
+    """A mask that mixes: old * `share` + new * (1 - `share`), instead of multiplying."""
+
+    share: Float[Array, "..."]
+
+
+def _option(*allowed: str, default: int = 0) -> Any:
+    """A static field that takes one of a few words."""
+    return struct.field(
+        pytree_node=False, default=allowed[default], metadata={"allowed": allowed}
+    )
+
+
+class Noise(struct.PyTreeNode):
+    """What the kinds of noise on activations have in common; use one of the kinds.
+
+    Attributes:
+        rate: a number, an array that broadcasts to the mask's axes (B, G, U), a tracer,
+            or an optax schedule. A leaf: jit, vmap and tree_map see it. Traced and
+            device arrays are not checked.
         per: "sequence" holds one mask for all time steps [2]; "step" draws anew.
         gates: "shared" gives all gates one mask ("tied" in [2]); "each" its own.
         batch: "each" example has its own mask; "shared" gives all of them one.
+        units: "each" unit has its own number; "shared" makes a mask one scalar.
+        drift: probability, a leaf, that a unit's number is drawn anew at a step [5]; only
+            with per="step". None draws all anew, as 1 does; 0 holds them, bitwise as
+            per="sequence" does. Drawing starts at time step 0, so it takes time
+            proportional to `keys.step` as well.
+    """
+
+    rate: Rate
+    per: Literal["sequence", "step"] = _option("sequence", "step")
+    gates: Literal["shared", "each"] = _option("shared", "each")
+    batch: Literal["each", "shared"] = _option("each", "shared")
+    units: Literal["each", "shared"] = _option("each", "shared")
+    drift: Rate = None
+
+    def __post_init__(self):
+        _wrap_schedules(self)
+        _check_options(self)
+        _check_probability("rate", self.rate)
+        _check_probability("drift", self.drift)
+        if self.drift is not None and self.per != "step":
+            raise ValueError(
+                f'`drift` must be None unless per="step", got {self.drift} with '
+                f'per="{self.per}".'
+            )
+
+    def at(self, step):
+        """Replaces what is a schedule by its value at a training step."""
+        return _at(self, step)
+
+    def shape(self, batch: int, gates: int, units: int) -> Shape:
+        """Returns the mask's axes (B, G, U), of size 1 where the mask is shared."""
+        return (
+            batch if self.batch == "each" else 1,
+            gates if self.gates == "each" else 1,
+            units if self.units == "each" else 1,
+        )
+
+    def variate(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "B G U"]:
+        """Draws the numbers that a mask is made of: uniform in [0, 1)."""
+        return jax.random.uniform(key, shape, jnp.float32)
+
+    def mask(self, variate: Float[Array, "B G U"]) -> Float[Array, "B G U"] | Mix:
+        """Turns numbers into a mask; each kind has its own way."""
+        raise NotImplementedError
+
+    def expected(self) -> Float[Array, "#B #G #U"] | Mix | None:
+        """Returns what stands for the mask in evaluation; None where that is nothing.
+
+        Raises:
+            ValueError: `rate` matters in evaluation and is a schedule without its step.
+        """
+        return None
+
+    def draw(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "B G U"] | Mix:
+        """Draws one mask.
+
+        Args:
+            key: the same key always gives the same numbers.
+            shape: (B, G, U), to which `rate` must broadcast.
+
+        Returns:
+            The mask, float32.
+
+        Raises:
+            ValueError: `rate` does not broadcast, or is a schedule without its step.
+        """
+        check(self, shape)
+        return self.mask(self.variate(key, shape))
+
+
+class Bernoulli(Noise):
+    """Drops a unit with probability `rate` in [0, 1]: dropout [1].
+
+    A mask is not differentiable in its rate; the gradient is zero. At rate 0 it is
+    exactly one everywhere, at rate 1 zero.
+
+    Attributes:
+        rate, per, gates, batch, units, drift: as in `Noise`.
         scale: "inverted" masks are 0 or 1 / (1 - rate), and evaluation has no mask;
             "expectation" masks are 0 or 1, and evaluation multiplies by 1 - rate [1].
 
@@ -64,109 +176,271 @@ class Bernoulli(struct.PyTreeNode):
         (1, 1, 4)
     """
 
-    rate: Rate
-    per: Literal["sequence", "step"] = struct.field(
-        pytree_node=False, default="sequence"
-    )
-    gates: Literal["shared", "each"] = struct.field(pytree_node=False, default="shared")
-    batch: Literal["each", "shared"] = struct.field(pytree_node=False, default="each")
-    scale: Literal["inverted", "expectation"] = struct.field(
-        pytree_node=False, default="inverted"
-    )
+    scale: Literal["inverted", "expectation"] = _option("inverted", "expectation")
 
-    def __post_init__(self):
-        if callable(self.rate):
-            object.__setattr__(self, "rate", Schedule(self.rate))
-        _check_rate(self.rate)
-        _check_option("per", self.per, ("sequence", "step"))
-        _check_option("gates", self.gates, ("shared", "each"))
-        _check_option("batch", self.batch, ("each", "shared"))
-        _check_option("scale", self.scale, ("inverted", "expectation"))
-
-    def at(self, step) -> "Bernoulli":
-        """Replaces a rate that is a schedule by its value at a training step."""
-        if isinstance(self.rate, Schedule):
-            return self.replace(rate=self.rate.function(step))
-        return self
-
-    def shape(self, batch: int, gates: int, units: int) -> tuple[int, int, int]:
-        """Returns the mask's axes (B, G, U), of size 1 where the mask is shared."""
-        return (
-            batch if self.batch == "each" else 1,
-            gates if self.gates == "each" else 1,
-            units,
-        )
-
-    def check(self, shape: tuple[int, int, int]) -> None:
-        """Raises a ValueError where `rate` does not broadcast to a mask's `shape`."""
-        if isinstance(self.rate, Schedule):
-            return
-        rate_shape: tuple[int, ...] = getattr(self.rate, "shape", ())
-        if not _broadcasts(rate_shape, shape):
-            raise ValueError(
-                f"`rate` must broadcast to the mask's axes (batch, gates, units) = "
-                f"{shape}, got shape {rate_shape}."
-            )
-
-    def draw(
-        self, key: Key[Array, ""], shape: tuple[int, int, int]
-    ) -> Float[Array, "B G U"]:
-        """Draws one mask.
-
-        Args:
-            key: the same key always gives the same uniforms.
-            shape: (B, G, U), to which `rate` must broadcast.
-
-        Returns:
-            The mask, float32: exactly one everywhere at rate 0, zero at rate 1.
-
-        Raises:
-            ValueError: `rate` does not broadcast, or is a schedule without its step.
-        """
-        self.check(shape)
-        rate = self._rate()
-        kept = jax.random.uniform(key, shape, jnp.float32) >= rate
-        if self.scale == "expectation":
-            return kept.astype(jnp.float32)
-        keep = jnp.where(rate < 1, 1 - rate, 1)
-        return jnp.where(kept, 1 / keep, 0)
+    def mask(self, variate: Float[Array, "B G U"]) -> Float[Array, "B G U"]:
+        """Keeps where the number is at least `rate`."""
+        return _keep(variate, _frozen(self.rate), self.scale == "inverted")
 
     def expected(self) -> Float[Array, "#B #G #U"] | None:
-        """Returns what stands for the mask in evaluation; None where that is nothing.
+        """Returns 1 - rate where the scale is "expectation"; see `Noise`."""
+        return None if self.scale == "inverted" else 1 - _frozen(self.rate)
 
-        Raises:
-            ValueError: `rate` matters in evaluation and is a schedule without its step.
-        """
-        return None if self.scale == "inverted" else 1 - self._rate()
 
-    def _rate(self) -> Float[Array, "#B #G #U"]:
-        if isinstance(self.rate, Schedule):
+class Gaussian(Noise):
+    """Multiplies by noise of N(1, p / (1 - p)), p = `rate` in [0, 1) [1, section 10].
+
+    Mean and variance are those of an inverted Bernoulli mask. The mask is differentiable
+    in its rate; evaluation has no mask.
+
+    Attributes:
+        rate, per, gates, batch, units, drift: as in `Noise`.
+
+    Raises:
+        ValueError: a Python or NumPy rate outside [0, 1), or an unknown option.
+        TypeError: `rate` is text.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if _known(self.rate) and np.any(np.asarray(self.rate) == 1):
+            raise ValueError(f"`rate` of Gaussian must lie in [0, 1), got {self.rate}.")
+
+    def variate(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "B G U"]:
+        """Draws standard normal numbers."""
+        return jax.random.normal(key, shape, jnp.float32)
+
+    def mask(self, variate: Float[Array, "B G U"]) -> Float[Array, "B G U"]:
+        """Scales the numbers to the standard deviation of `rate`."""
+        return _gaussian(variate, _array(self.rate))
+
+
+class Zoneout(Noise):
+    """Keeps the old value of a state with probability `rate` in [0, 1] [3].
+
+        new state = d * old + (1 - d) * new,    d = 1 with probability `rate`
+
+    Evaluation mixes with d = `rate`. A mask is not differentiable in its rate.
+
+    Attributes:
+        rate, gates, batch, units, drift: as in `Noise`.
+        per: as in `Noise`, "step" by default.
+
+    Raises:
+        ValueError: a Python or NumPy rate outside [0, 1], or an unknown option.
+        TypeError: `rate` is text.
+    """
+
+    per: Literal["sequence", "step"] = _option("sequence", "step", default=1)
+
+    def mask(self, variate: Float[Array, "B G U"]) -> Mix:
+        """Keeps the old value where the number is below `rate`."""
+        return Mix((variate < _frozen(self.rate)).astype(jnp.float32))
+
+    def expected(self) -> Mix:
+        """Returns the mix with d = `rate`; see `Noise`."""
+        return Mix(_frozen(self.rate))
+
+
+class DropConnect(struct.PyTreeNode):
+    """Drops weights of a kernel with probability `rate`, once a forward pass [4].
+
+    All time steps and examples share the mask, which is 0 or 1 / (1 - rate); evaluation
+    has none. It is not differentiable in its rate.
+
+    Attributes:
+        rate: as in `Noise`, in [0, 1]; broadcasts to (rows, gates, units).
+        by: "weight" drops each weight by itself; "row" drops all that leads to one
+            pre-activation of a gate, a row of PyTorch's `weight_hh`, as `variational`
+            does in the code of [4] (there in evaluation too, here not).
+
+    Raises:
+        ValueError: a Python or NumPy rate outside [0, 1], or an unknown option.
+        TypeError: `rate` is text.
+    """
+
+    rate: Rate
+    by: Literal["weight", "row"] = _option("weight", "row")
+
+    per = "sequence"
+    gates = "each"
+    drift = None
+
+    def __post_init__(self):
+        _wrap_schedules(self)
+        _check_options(self)
+        _check_probability("rate", self.rate)
+
+    def at(self, step):
+        """Replaces a rate that is a schedule by its value at a training step."""
+        return _at(self, step)
+
+    def shape(self, rows: int, gates: int, units: int) -> Shape:
+        """Returns the mask's axes (R, G, U), R of size 1 if `by` is "row"."""
+        return (rows if self.by == "weight" else 1, gates, units)
+
+    def draw(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "R G U"]:
+        """Draws one mask; see `Noise.draw`."""
+        check(self, shape)
+        uniform = jax.random.uniform(key, shape, jnp.float32)
+        return _keep(uniform, _frozen(self.rate), inverted=True)
+
+    def expected(self) -> None:
+        """Returns None: evaluation uses the kernel as it is."""
+        return None
+
+
+def draw_step(
+    noise: Any,
+    key: Key[Array, ""],
+    shape: Shape,
+    step: int | Int[Array, ""],
+) -> Float[Array, "B G U"] | Mix:
+    """Draws the mask of one absolute time step from the key of its site.
+
+    Args:
+        noise: its lifetime says whether the step matters.
+        key: the key of the site; step t draws from `fold_in(key, t)`.
+        shape: (B, G, U).
+        step: the absolute time step, 0 or later.
+    """
+    if noise.per == "sequence":
+        return noise.draw(key, shape)
+    step = jnp.asarray(step, jnp.int32)
+    if noise.drift is None:
+        return noise.draw(jax.random.fold_in(key, step), shape)
+    return noise.mask(_drifted(noise, key, shape, step + 1))
+
+
+def draw_steps(
+    noise: Any,
+    key: Key[Array, ""],
+    shape: Shape,
+    step: int | Int[Array, ""],
+    time: int,
+) -> Any:
+    """Draws the masks of `time` steps from `step` on, bitwise those of `draw_step`.
+
+    Returns:
+        One mask (B, G, U) if it is held over the sequence, else (T, B, G, U).
+    """
+    if noise.per == "sequence":
+        return noise.draw(key, shape)
+    step = jnp.asarray(step, jnp.int32)
+    steps = step[None] + jnp.arange(time, dtype=jnp.int32)
+    if noise.drift is None:
+        return jax.vmap(lambda t: draw_step(noise, key, shape, t))(steps)
+
+    def advance(variate, t):
+        variate = _redraw(noise, key, t, variate)
+        return variate, noise.mask(variate)
+
+    return jax.lax.scan(advance, _drifted(noise, key, shape, step), steps)[1]
+
+
+def check(noise: Noise | DropConnect, shape: Shape) -> None:
+    """Raises a ValueError where `rate` or `drift` does not broadcast to a `shape`."""
+    if noise.rate is None:
+        raise ValueError("`rate` must be a number, an array or a schedule, got None.")
+    for name in ("rate", "drift"):
+        value = getattr(noise, name)
+        if value is None or isinstance(value, Schedule):
+            continue
+        value_shape: tuple[int, ...] = getattr(value, "shape", ())
+        if not _broadcasts(value_shape, shape):
             raise ValueError(
-                "`rate` is a schedule; resolve it with `dropout.at(step)` first."
+                f"`{name}` must broadcast to the mask's axes {shape}, got shape "
+                f"{value_shape}."
             )
-        rate = jax.lax.stop_gradient(jnp.asarray(self.rate, jnp.float32))
-        return rate.reshape((1,) * (3 - rate.ndim) + rate.shape)
 
 
-def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+def _drifted(noise, key, shape, end):
+    """The numbers after steps 0 to end - 1, each of which may draw some anew."""
+    check(noise, shape)
+    return jax.lax.fori_loop(
+        jnp.zeros_like(end),
+        end,
+        lambda t, variate: _redraw(noise, key, t, variate),
+        noise.variate(key, shape),
+    )
+
+
+def _redraw(noise, key, step, variate):
+    key = jax.random.fold_in(key, step)
+    chance = jax.random.uniform(jax.random.fold_in(key, 0), variate.shape, jnp.float32)
+    redrawn = chance < _frozen(noise.drift)
+    return jnp.where(redrawn, noise.variate(key, variate.shape), variate)
+
+
+def _keep(uniform, rate, inverted):
+    kept = uniform >= rate
+    if not inverted:
+        return kept.astype(jnp.float32)
+    return jnp.where(kept, 1 / jnp.where(rate < 1, 1 - rate, 1), 0)
+
+
+@jax.jit
+def _gaussian(variate, rate):
+    """Compiled as one even where nothing else is, so that it always rounds alike."""
+    on = (rate > 0) & (rate < 1)
+    odds = jnp.where(on, rate, 0.5) / jnp.where(on, 1 - rate, 0.5)
+    return 1 + jnp.where(on, jnp.sqrt(odds), 0) * variate
+
+
+def _array(value) -> Float[Array, "#B #G #U"]:
+    if isinstance(value, Schedule):
+        raise ValueError(
+            "`rate` is a schedule; resolve it with `dropout.at(step)` first."
+        )
+    value = jnp.asarray(value, jnp.float32)
+    return value.reshape((1,) * (3 - value.ndim) + value.shape)
+
+
+def _frozen(value) -> Float[Array, "#B #G #U"]:
+    return jax.lax.stop_gradient(_array(value))
+
+
+def _at(noise, step):
+    changes = {
+        name: value.function(step)
+        for name in ("rate", "drift")
+        if isinstance(value := getattr(noise, name), Schedule)
+    }
+    return noise.replace(**changes)
+
+
+def _wrap_schedules(noise):
+    for name in ("rate", "drift"):
+        if callable(function := getattr(noise, name)):
+            object.__setattr__(noise, name, Schedule(function))
+
+
+def _broadcasts(shape: tuple[int, ...], target: Shape) -> bool:
     try:
         return np.broadcast_shapes(shape, target) == target
     except ValueError:
         return False
 
 
-def _check_rate(rate) -> None:
+def _known(value) -> bool:
+    return isinstance(value, (int, float, np.ndarray, np.generic))
+
+
+def _check_probability(name: str, value) -> None:
     """Checks what is known now; a pytree's other contents (tracers) pass."""
-    if isinstance(rate, str):
+    if isinstance(value, (str, list, tuple)):
         raise TypeError(
-            f"`rate` must be a number, an array or a schedule, got {rate!r}."
+            f"`{name}` must be a number, an array or a schedule, got {value!r}."
         )
-    if isinstance(rate, (int, float, np.ndarray, np.generic)):
-        values = np.asarray(rate)
+    if _known(value):
+        values = np.asarray(value)
         if not np.all((values >= 0) & (values <= 1)):
-            raise ValueError(f"`rate` must lie in [0, 1], got {rate}.")
+            raise ValueError(f"`{name}` must lie in [0, 1], got {value}.")
 
 
-def _check_option(name: str, value: str, allowed: tuple[str, str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
+def _check_options(noise) -> None:
+    for field in dataclasses.fields(noise):
+        allowed = field.metadata.get("allowed")
+        value = getattr(noise, field.name)
+        if allowed and value not in allowed:
+            raise ValueError(f"`{field.name}` must be one of {allowed}, got {value!r}.")

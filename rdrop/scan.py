@@ -1,7 +1,8 @@
-"""Scan: a recurrence unrolled over time by `jax.lax.scan`.
+"""Scan: a recurrence unrolled over time.
 
 Everything random has been drawn before the loop starts; inside it there are only the
-carry, the projected input of the step and the masks that change with the step.
+carry, the projected input of the step and the masks that change with the step. A
+recurrence that is affine in its state takes O(log T) steps by an associative scan.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ def scan(
     valid: Bool[Array, "T B"] | None = None,
     reverse: bool = False,
 ) -> tuple[C, Float[Array, "T B H"]]:
-    """Runs `step` over the leading axis of `zs`.
+    """Runs `step` over the leading axis of `zs`, by `jax.lax.scan`.
 
     Args:
         step: (carry, z [B, Z], masks of one step) -> (carry, y [B, H]).
@@ -50,6 +51,39 @@ def scan(
         return carry, jnp.where(keep, y, 0)
 
     return jax.lax.scan(body, carry, (zs, steps, valid), reverse=reverse)
+
+
+def affine_scan(
+    factors: Float[Array, "T B H"],
+    terms: Float[Array, "T B H"],
+    h: Float[Array, "B H"],
+    valid: Bool[Array, "T B"] | None = None,
+    reverse: bool = False,
+) -> tuple[Float[Array, "T B H"], Float[Array, "T B H"]]:
+    """Runs h <- factor * h + term over time, by `jax.lax.associative_scan`.
+
+    Args:
+        factors: of each step.
+        terms: of each step.
+        h: the state before the first step; in reverse, after the last.
+        valid: where false, the step is padding and h passes.
+        reverse: whether to run from the last step to the first.
+
+    Returns:
+        The state before and after each step.
+    """
+    if valid is not None:
+        factors = jnp.where(valid[..., None], factors, 1)
+        terms = jnp.where(valid[..., None], terms, 0)
+
+    def after(first, second):
+        return first[0] * second[0], first[1] * second[0] + second[1]
+
+    factors, terms = jax.lax.associative_scan(after, (factors, terms), reverse=reverse)
+    states = factors * h[None] + terms
+    if reverse:
+        return jnp.concatenate([states[1:], h[None]]), states
+    return jnp.concatenate([h[None], states[:-1]]), states
 
 
 def _merge(held: Masks, changing: Masks) -> Masks:

@@ -1,0 +1,214 @@
+"""LSTM: long short-term memory, plain and with layer normalisation.
+
+References:
+    [1] Hochreiter, Schmidhuber. Long short-term memory. Neural Computation 9(8), 1997.
+    [2] Gers, Schmidhuber, Cummins. Learning to forget: continual prediction with LSTM.
+        Neural Computation 12(10), 2000.
+    [3] Krueger et al. Zoneout: regularizing RNNs by randomly preserving hidden
+        activations. ICLR 2017. arXiv:1606.01305; their code, recurrent.py.
+    [4] Ba, Kiros, Hinton. Layer normalization. 2016. arXiv:1607.06450.
+    [5] TensorFlow 1, tf.contrib.rnn.LayerNormBasicLSTMCell.
+"""
+
+from typing import ClassVar, TypeAlias
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.initializers import ones_init, zeros_init
+from jaxtyping import Array, Float, Key
+
+from rdrop.cells.base import (
+    Cell,
+    Parameters,
+    Weights,
+    hand_on,
+    mask_gates,
+    mask_units,
+    masked_matmul,
+)
+from rdrop.dropout import Masks
+from rdrop.noise import Mix, Site
+
+LSTMCarry: TypeAlias = tuple[Float[Array, "B H"], Float[Array, "B H"]]
+EPSILON = 1e-12
+
+
+def lstm(
+    z: Float[Array, "B GH"], carry: LSTMCarry, masks: Masks, weights: Weights
+) -> tuple[LSTMCarry, Float[Array, "B H"]]:
+    """Advances an LSTM [1, 2] by one step.
+
+        i, f, g, o = split(z + (m_h * h) U)         z = (m_x * x) W + b
+        i, f, o = m_i * sigmoid(i), m_f * sigmoid(f), m_o * sigmoid(o)
+        c_new = f * c + i * (m_g * tanh(g))
+        h_new = o * tanh(c_new)
+
+    c_new and h_new are handed on multiplied by a mask, or mixed with the old state. A
+    multiplied c is also the one that h_new is made from; a mixed one is not [3]. A mixed
+    h is also the output; a multiplied one is not.
+
+    Args:
+        z: the input's share of the pre-activations, gates in the order i, f, g, o.
+        carry: (c, h); each keeps its dtype, and gates and memory have that of c.
+        masks: of this step, (B, G, U).
+        weights: `recurrent_kernel`.
+
+    Returns:
+        The new carry, and the output.
+    """
+    z = z + _recur(carry, masks, weights)
+    i, f, g, o = jnp.split(z.astype(carry[0].dtype), 4, axis=-1)
+    return _remember((i, f, g, o), carry, masks)
+
+
+def layer_norm_lstm(
+    z: Float[Array, "B GH"], carry: LSTMCarry, masks: Masks, weights: Weights
+) -> tuple[LSTMCarry, Float[Array, "B H"]]:
+    """Advances an LSTM whose gates and memory are normalised [4], as TensorFlow 1 [5].
+
+        i, f, g, o = LN_i(..), LN_f(..) + 1, LN_g(..), LN_o(..)   of  z + (m_h * h) U
+        c_new = LN_c(f * c + i * (m_g * tanh(g)))                 rest as in `lstm`
+
+    Each LN normalises over the units of its gate, with epsilon 1e-12, gain and shift of
+    its own. The c that is carried is the normalised one.
+
+    Args:
+        z: (m_x * x) W, without a bias, gates in the order i, f, g, o.
+        carry: as in `lstm`.
+        masks: as in `lstm`.
+        weights: `recurrent_kernel`, `gain` and `shift` [4H] of the gates, `cell_gain`
+            and `cell_shift` [H].
+    """
+    z = (z + _recur(carry, masks, weights)).astype(carry[0].dtype)
+    gates = z.reshape(*z.shape[:-1], 4, -1)
+    gain, shift = (weights[n].reshape(1, 4, -1) for n in ("gain", "shift"))
+    i, f, g, o = jnp.moveaxis(_normalise(gates, gain, shift), -2, 0)
+
+    def normalise_memory(c):
+        return _normalise(c, weights["cell_gain"][None], weights["cell_shift"][None])
+
+    return _remember((i, f + 1, g, o), carry, masks, normalise_memory)
+
+
+def _recur(carry, masks, weights):
+    kernel = weights["recurrent_kernel"]
+    return masked_matmul(carry[1].astype(kernel.dtype), masks.recurrent, kernel)
+
+
+def _remember(gates, carry, masks, normalise=lambda c: c):
+    """From the four pre-activations to the new carry and the output."""
+    c, h = carry
+    i, f, g, o = gates
+    i, f, o = mask_gates((nn.sigmoid(i), nn.sigmoid(f), nn.sigmoid(o)), masks.gates)
+    c_new = normalise(f * c + i * mask_units(nn.tanh(g), masks.update))
+    c_next = hand_on(c_new, c, masks.cell_state)
+    seen = c_new if isinstance(masks.cell_state, Mix) else c_next
+    h_new = (o * nn.tanh(seen)).astype(h.dtype)
+    h_next = hand_on(h_new, h, masks.hidden_state)
+    y = h_next if isinstance(masks.hidden_state, Mix) else h_new
+    return (c_next, h_next), y
+
+
+def _normalise(x, gain, shift):
+    mean = x.mean(axis=-1, keepdims=True)
+    variance = ((x - mean) ** 2).mean(axis=-1, keepdims=True)
+    normal = (x - mean) / jnp.sqrt(variance + EPSILON)
+    return normal * gain.astype(x.dtype) + shift.astype(x.dtype)
+
+
+class LSTMCell(Cell):
+    """Long short-term memory [1, 2]; see `lstm`.
+
+    Parameters (Keras layout and gate order i, f, g, o):
+        kernel [D, 4H] glorot uniform, recurrent_kernel [H, 4H] orthogonal, bias [4H]
+        one for the forget gate and zero elsewhere.
+
+    The carry (c, h) is that of flax; c is kept in `param_dtype`, h in `dtype`.
+
+    Attributes:
+        units, dtype, param_dtype: as in `Cell`.
+
+    Example:
+        >>> cell = LSTMCell(8)
+        >>> x = jnp.ones((2, 3))
+        >>> carry = cell.initialize_carry(jax.random.key(0), x.shape)
+        >>> params = cell.init(jax.random.key(0), carry, x)
+        >>> carry, y = cell.apply(params, carry, x)
+        >>> y.shape
+        (2, 8)
+    """
+
+    GATES: ClassVar[int] = 4
+
+    @nn.nowrap
+    def sites(self, features: int) -> dict[str, Site]:
+        """Returns the size of each noise site for inputs of `features` units."""
+        return super().sites(features) | {
+            "update": Site(1, self.units),
+            "gates": Site(3, self.units),
+            "cell_state": Site(1, self.units),
+        }
+
+    @nn.nowrap
+    def parameters(self, features: int) -> Parameters:
+        """Returns initialiser and shape of each parameter."""
+        bias = {"bias": (_forget_one, (4 * self.units,))}
+        return super().parameters(features) | bias
+
+    @nn.nowrap
+    def step(
+        self, weights: Weights, carry: LSTMCarry, z: Float[Array, "B GH"], masks: Masks
+    ) -> tuple[LSTMCarry, Float[Array, "B H"]]:
+        """Advances the carry by one projected input; returns it and y, unmasked."""
+        return lstm(z, carry, masks, weights)
+
+    @nn.nowrap
+    def initialize_carry(
+        self, rng: Key[Array, ""], input_shape: tuple[int, ...]
+    ) -> LSTMCarry:
+        """Returns (c, h) of zeros for inputs of `input_shape`; `rng` is not used."""
+        h = super().initialize_carry(rng, input_shape)
+        return jnp.zeros(h.shape, self.param_dtype), h
+
+
+class LayerNormLSTMCell(LSTMCell):
+    """Long short-term memory with layer normalisation [4, 5]; see `layer_norm_lstm`.
+
+    Parameters (gate order i, f, g, o):
+        kernel [D, 4H] glorot uniform, recurrent_kernel [H, 4H] orthogonal; gain [4H] and
+        cell_gain [H] one, shift [4H] and cell_shift [H] zero.
+
+    Attributes:
+        units, dtype, param_dtype: as in `Cell`.
+    """
+
+    @nn.nowrap
+    def parameters(self, features: int) -> Parameters:
+        """Returns initialiser and shape of each parameter."""
+        kernels = super().parameters(features)
+        return {name: kernels[name] for name in ("kernel", "recurrent_kernel")} | {
+            "gain": (ones_init(), (4 * self.units,)),
+            "shift": (zeros_init(), (4 * self.units,)),
+            "cell_gain": (ones_init(), (self.units,)),
+            "cell_shift": (zeros_init(), (self.units,)),
+        }
+
+    @nn.nowrap
+    def project(
+        self, weights: Weights, x: Float[Array, "*batch D"], masks: Masks
+    ) -> Float[Array, "*batch GH"]:
+        """Returns (m_x * x) W, of one step or of all steps at once."""
+        kernel = weights["kernel"]
+        return masked_matmul(x.astype(kernel.dtype), masks.inputs, kernel)
+
+    @nn.nowrap
+    def step(
+        self, weights: Weights, carry: LSTMCarry, z: Float[Array, "B GH"], masks: Masks
+    ) -> tuple[LSTMCarry, Float[Array, "B H"]]:
+        """Advances the carry by one projected input; returns it and y, unmasked."""
+        return layer_norm_lstm(z, carry, masks, weights)
+
+
+def _forget_one(key, shape, dtype):
+    units = shape[0] // 4
+    return jnp.zeros(shape, dtype).at[units : 2 * units].set(1)

@@ -1,0 +1,163 @@
+"""Plot: the unrolled network, with what is dropped at each arrow and step.
+
+Needs matplotlib, which rdrop itself does not: `pip install 'rdrop[plot]'`.
+"""
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from rdrop.dropout import STREAMS, Masks
+from rdrop.noise import Mix
+
+COLOURS = {"inputs": "#1f6fb4", "recurrent": "#e07b1a"}
+GREY = "#9a9a9a"
+PITCH, SQUARE = 3.6, 0.2
+# Where the strip of a site lies, relative to the centre of its cell, and its label.
+PLACES = {
+    "inputs": (0.0, -1.75, "x"),
+    "input_weights": (0.0, -1.75, "W"),
+    "outputs": (0.0, 1.75, "y"),
+    "recurrent": (-PITCH / 2, 0.0, "h"),
+    "recurrent_weights": (-PITCH / 2, 0.0, "U"),
+    "hidden_state": (-PITCH / 2, 0.0, "h"),
+    "gates": (0.0, 0.35, "i, f, o"),
+    "update": (0.0, -0.1, "g"),
+    "cell_state": (0.0, -0.55, "c"),
+}
+# A mask on the state that is handed on lies on the arrow after its cell.
+HANDED_ON = ("hidden_state",)
+ROWS = 4
+
+
+def masks(
+    masks: Masks,
+    time: int = 4,
+    example: int = 0,
+    units: int = 6,
+    title: str = "",
+    axes: Axes | None = None,
+) -> Axes:
+    """Draws what is dropped at each arrow and step of the unrolled network.
+
+    A site is a strip of squares, one a unit (a row a gate where gates have their own):
+    filled where it passes, white and crossed out where it is dropped, grey where a state
+    keeps its old value. Blue belongs to the vertical arrows, orange to the horizontal
+    ones. A strip that looks the same at all steps is held over the sequence.
+
+    Args:
+        masks: as `rdrop.draw` returns them for a sequence.
+        time: steps to draw; at most those of the masks that change with the step.
+        example: index of the example in the batch.
+        units: at most so many units of each strip.
+        title: of the picture.
+        axes: where to draw; by default a new figure.
+
+    Returns:
+        The axes; `axes.figure.savefig(path)` stores the picture.
+
+    Raises:
+        ValueError: the masks have fewer steps or examples than asked for.
+    """
+    strips = {
+        site: [_strip(site, mask, step, example)[:ROWS, :units] for step in range(time)]
+        for site in PLACES
+        if (mask := getattr(masks, site)) is not None
+    }
+    if axes is None:
+        size = (1.7 * time + 0.6, 3.2)
+        axes = Figure(figsize=size, layout="constrained").subplots()
+    for step in range(time):
+        _draw_cell(axes, step)
+    for site, steps in strips.items():
+        mixed = isinstance(getattr(masks, site), Mix)
+        for step, strip in enumerate(steps):
+            _draw_strip(axes, site, step, strip, mixed)
+    axes.set(xlim=(-PITCH + 0.4, PITCH * time - 0.4), ylim=(-2.6, 2.6), aspect="equal")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=10, weight="bold")
+    return axes
+
+
+def _strip(site, mask, step, example) -> Float[np.ndarray, "rows units"]:
+    """The values of one step and example; of a kernel, those of its first gate."""
+    values = np.asarray(jax.tree.leaves(mask)[0])
+    if site.endswith("_weights"):
+        return values[:, 0]
+    if values.ndim == 4:
+        if step >= len(values):
+            raise ValueError(
+                f"`time` must be at most the {len(values)} steps of `{site}`, got more."
+            )
+        values = values[step]
+    if len(values) == 1:
+        return values[0]
+    if example >= len(values):
+        raise ValueError(
+            f"`example` must be below the batch of {len(values)}, got {example}."
+        )
+    return values[example]
+
+
+def _draw_cell(axes, step) -> None:
+    """A cell at its place, with the arrows into and out of it."""
+    x = step * PITCH
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - 0.75, -0.75),
+            1.5,
+            1.5,
+            boxstyle="round,pad=0.05",
+            fc="none",
+            ec="black",
+        )
+    )
+    subscript = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")[step % 10]
+    axes.text(x, -2.45, f"$x_{subscript}$", ha="center", va="center", fontsize=9)
+    axes.text(x, 2.45, f"$y_{subscript}$", ha="center", va="center", fontsize=9)
+    for start, end in (
+        ((x, -2.25), (x, -0.8)),
+        ((x, 0.8), (x, 2.25)),
+        ((x - PITCH + 0.8, 0), (x - 0.8, 0)),
+        ((x + 0.8, 0), (x + PITCH - 0.8, 0)),
+    ):
+        axes.add_patch(
+            FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color=GREY)
+        )
+
+
+def _draw_strip(axes, site, step, strip, mixed) -> None:
+    """The squares of one site at one step, and their label."""
+    x, y, label = PLACES[site]
+    x += (step + (site in HANDED_ON)) * PITCH
+    colour = COLOURS[STREAMS[site]]
+    rows, columns = strip.shape
+    left, top = x - columns * SQUARE / 2, y + rows * SQUARE / 2
+    for row, column in np.ndindex(rows, columns):
+        corner = (left + column * SQUARE, top - (row + 1) * SQUARE)
+        _draw_square(axes, corner, strip[row, column], colour, mixed)
+    axes.text(x, top + 0.03, label, ha="center", va="bottom", fontsize=7, color=colour)
+
+
+def _draw_square(axes, corner, value, colour, mixed) -> None:
+    passes = value < 1 if mixed else value != 0
+    fill = colour if passes else GREY if mixed else "white"
+    edge = colour if fill == "white" else "white"
+    axes.add_patch(
+        Rectangle(
+            corner,
+            SQUARE,
+            SQUARE,
+            fc=fill,
+            ec=edge,
+            lw=0.5,
+            zorder=3 + (edge == colour),
+        )
+    )
+    if not passes and not mixed:
+        x, y = corner
+        for ends in ((y, y + SQUARE), (y + SQUARE, y)):
+            axes.plot((x, x + SQUARE), ends, color=colour, lw=0.6, zorder=5)

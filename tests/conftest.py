@@ -1,0 +1,71 @@
+"""Strict numerics for every test, and one small LSTM that the tests share."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import rdrop
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+class Problem(NamedTuple):
+    """A cell with random float64 parameters, and a batch for it to run over."""
+
+    cell: rdrop.LSTMCell
+    params: dict
+    xs: jax.Array  # [B, T, D]
+    carry: tuple[jax.Array, jax.Array]
+    lengths: np.ndarray  # of whole, shorter and empty sequences
+    keys: rdrop.StreamKeys
+
+    @property
+    def sites(self):
+        return self.cell.sites(self.xs.shape[-1])
+
+    def draw(self, dropout, time=None, **place):
+        keys = self.keys.replace(**place)
+        return rdrop.draw(dropout, keys, self.sites, self.xs.shape[0], time)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def problem(rng):
+    batch, time, features, units = 4, 5, 2, 3
+    cell = rdrop.LSTMCell(units, param_dtype=jnp.float64)
+    xs = jnp.asarray(rng.normal(size=(batch, time, features)))
+    carry = tuple(jnp.asarray(rng.normal(size=(2, batch, units))))
+    shapes = jax.eval_shape(cell.init, jax.random.key(0), carry, xs[:, 0])
+    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape)), shapes)
+    keys = rdrop.stream_keys(jax.random.key(0)).replace(step=7)
+    return Problem(cell, params, xs, carry, np.array([5, 3, 1, 0]), keys)
+
+
+@pytest.fixture
+def every_site():
+    """The same noise on all sites; only two of them can have a mask for each gate."""
+
+    def build(rate, gates="shared", **options):
+        unit = rdrop.Bernoulli(rate, **options)
+        gate = rdrop.Bernoulli(rate, gates=gates, **options)
+        return rdrop.Dropout(inputs=gate, outputs=unit, recurrent=gate, update=unit)
+
+    return build
+
+
+@pytest.fixture
+def unchecked():
+    """Runs without the checker of annotations, as users do: rdrop's own errors show."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,207 @@
+"""Sites draw independently of each other, and wrong noise is refused by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rdrop
+from rdrop import Bernoulli, Dropout, Masks
+
+SITES = ("inputs", "outputs", "recurrent", "update")
+LATER = ("input_weights", "gates", "cell_state", "hidden_state", "recurrent_weights")
+
+
+def assert_same_masks(actual, expected, names=SITES):
+    for name in names:
+        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
+
+
+@pytest.fixture
+def big(problem):
+    """The problem with sites so large that two masks do not agree by chance."""
+    cell = problem.cell.clone(units=50)
+    return problem._replace(cell=cell, xs=jnp.zeros((4, 5, 50)))
+
+
+@pytest.mark.parametrize("per", ["sequence", "step"])
+def test_switching_sites_off_changes_no_other_mask(problem, every_site, per):
+    dropout = every_site(0.5, per=per)
+    every = problem.draw(dropout, time=5)
+    for name in SITES:
+        others = set(SITES) - {name}
+        without = problem.draw(dropout.replace(**{name: None}), time=5)
+        assert_same_masks(without, every, others)
+        alone = problem.draw(Dropout(**{name: getattr(dropout, name)}), time=5)
+        assert_same_masks(alone, every, [name])
+        assert all(getattr(alone, other) is None for other in others)
+
+
+def test_options_of_a_site_change_no_other_mask(problem, every_site):
+    every = every_site(0.5, per="step")
+    other = every.replace(recurrent=Bernoulli(0.9, gates="each", batch="shared"))
+    unchanged = ("inputs", "outputs", "update")
+    assert_same_masks(problem.draw(every, 5), problem.draw(other, 5), unchanged)
+
+
+def test_sites_streams_layers_directions_and_seeds_differ(big, every_site):
+    other_key = jax.random.key(9)
+    places = [
+        {},
+        {"layer": 1},
+        {"direction": "backward"},
+        {"inputs": other_key, "recurrent": jax.random.key(8)},
+    ]
+    drawn = [big.draw(every_site(0.5), **place) for place in places]
+    masks = [np.asarray(getattr(m, name)).tobytes() for m in drawn for name in SITES]
+    assert len(set(masks)) == len(places) * len(SITES)
+
+
+@pytest.mark.parametrize(
+    ("stream", "changed"),
+    [("inputs", ("inputs", "outputs")), ("recurrent", ("recurrent", "update"))],
+)
+def test_a_stream_feeds_its_own_sites_only(big, every_site, stream, changed):
+    before = big.draw(every_site(0.5))
+    after = big.draw(every_site(0.5), **{stream: jax.random.key(9)})
+    assert_same_masks(before, after, set(SITES) - set(changed))
+    for name in changed:
+        assert (getattr(before, name) != getattr(after, name)).any()
+
+
+def test_padding_the_batch_keeps_the_rows(problem, every_site):
+    dropout = every_site(0.5, per="step", gates="each")
+    padded = problem._replace(xs=jnp.zeros((9, 5, 2))).draw(dropout, 5)
+    rows = jax.tree.map(lambda mask: mask[:, :4], padded)
+    assert_same_masks(rows, problem.draw(dropout, 5))
+
+
+def test_padding_the_time_keeps_the_steps(problem, every_site):
+    dropout = every_site(0.5, per="step")
+    first = jax.tree.map(lambda mask: mask[:5], problem.draw(dropout, 8))
+    assert_same_masks(first, problem.draw(dropout, 5))
+
+
+@pytest.mark.parametrize("gates", ["shared", "each"])
+def test_a_step_draws_what_the_sequence_draws_at_it(problem, every_site, gates):
+    dropout = every_site(0.5, per="step", gates=gates)
+    bulk = problem.draw(dropout, 5, step=3)
+    step = jax.jit(lambda t: problem.draw(dropout, step=t))
+    for t in range(5):
+        assert_same_masks(step(3 + t), jax.tree.map(lambda mask, t=t: mask[t], bulk))
+
+
+def test_steps_differ_and_sequences_do_not(big, every_site):
+    per_step = big.draw(every_site(0.5, per="step"), 5)
+    for mask in jax.tree.leaves(per_step):
+        assert len({np.asarray(row).tobytes() for row in mask}) == 5
+    held = big.draw(every_site(0.5), 5)
+    assert_same_masks(held, big.draw(every_site(0.5), 5, step=100))
+    assert_same_masks(held, big.draw(every_site(0.5)))
+
+
+def test_gates_and_batch_are_drawn_apart_or_shared(big, every_site):
+    each = big.draw(every_site(0.5, gates="each"))
+    for mask in (each.inputs, each.recurrent):
+        assert mask.shape == (4, 4, 50)
+        rows = np.asarray(mask).reshape(16, 50)
+        assert len({row.tobytes() for row in rows}) == 16
+    shared = big.draw(every_site(0.5, batch="shared"))
+    assert [mask.shape for mask in jax.tree.leaves(shared)] == [(1, 1, 50)] * 4
+
+
+def test_expected_has_a_factor_only_where_the_scale_is_expectation():
+    noise = Bernoulli(0.25, scale="expectation")
+    factors = Dropout(inputs=Bernoulli(0.5), update=noise).expected()
+    assert factors.inputs is None
+    np.testing.assert_array_equal(factors.update, np.full((1, 1, 1), 0.75))
+
+
+def test_schedules_are_resolved_by_a_traced_step(problem):
+    ramp = Dropout(inputs=Bernoulli(optax.linear_schedule(0.0, 1.0, 2)))
+    program = jax.jit(lambda dropout, step: problem.draw(dropout.at(step)).inputs)
+    for step, rate in ((0, 0.0), (1, 0.5), (2, 1.0)):
+        plain = problem.draw(Dropout(inputs=Bernoulli(rate))).inputs
+        np.testing.assert_array_equal(program(ramp, step), plain)
+    assert program._cache_size() == 1
+
+
+def test_unresolved_schedule_is_not_drawn(problem):
+    ramp = Dropout(update=Bernoulli(optax.constant_schedule(0.5)))
+    with pytest.raises(ValueError, match=r"`rate` is a schedule.*`dropout.at\(step\)`"):
+        problem.draw(ramp)
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_site_without_implementation_is_refused_by_name(name):
+    with pytest.raises(NotImplementedError, match=f"`{name}` is not implemented yet"):
+        Dropout(**{name: Bernoulli(0.5)})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("number", [0.5, 0, 1, np.float32(0.5)])
+@pytest.mark.parametrize("name", SITES)
+def test_bare_number_is_refused(name, number):
+    message = rf"`{name}` must be a noise such as Bernoulli\({number}\), got {number}"
+    with pytest.raises(TypeError, match=message):
+        Dropout(**{name: number})
+
+
+@pytest.mark.parametrize("name", ["outputs", "update"])
+def test_gates_cannot_differ_where_none_read(problem, name):
+    message = f'Site `{name}`: `gates` must be "shared".*, got "each"'
+    with pytest.raises(ValueError, match=message):
+        problem.draw(Dropout(**{name: Bernoulli(0.5, gates="each")}))
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_rate_that_does_not_fit_the_site_is_refused(problem, name):
+    message = rf"Site `{name}`: `rate` must broadcast .*\(4, 1, \d\), got shape \(7,\)"
+    with pytest.raises(ValueError, match=message):
+        problem.draw(Dropout(**{name: Bernoulli(jnp.zeros(7))}))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("keys", "got"),
+    [(jax.random.key(0), "ArrayImpl|PRNGKeyArray"), (3, "int"), (None, "NoneType")],
+)
+def test_keys_that_are_no_stream_keys_are_refused(problem, keys, got):
+    message = f"`keys` must be StreamKeys, made by rdrop.stream_keys.*, got ({got})"
+    with pytest.raises(TypeError, match=message):
+        rdrop.draw(Dropout(inputs=Bernoulli(0.5)), keys, problem.sites, 4)
+
+
+def run_step(problem, dropout, keys=None):
+    return problem.cell.apply(
+        problem.params, problem.carry, problem.xs[:, 0], dropout, keys
+    )
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 2), (3, 1, 2), (4, 2, 2), (4, 1, 3), (5, 4, 1, 2)]
+)
+def test_masks_of_a_wrong_shape_are_refused(problem, shape):
+    message = r"`masks.inputs` must have the axes .* = \(4, 4, 2\).*got shape \(" + str(
+        shape[0]
+    )
+    with pytest.raises(ValueError, match=message):
+        run_step(problem, Masks(inputs=jnp.ones(shape)))
+
+
+def test_masks_beside_keys_are_refused(problem):
+    with pytest.raises(ValueError, match="`keys` must be None beside Masks"):
+        run_step(problem, Masks(), problem.keys)
+
+
+def test_masks_of_a_site_without_implementation_are_refused(problem):
+    with pytest.raises(NotImplementedError, match="`gates` is not implemented yet"):
+        run_step(problem, Masks(gates=jnp.ones((4, 1, 3))))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_neither_dropout_nor_masks_is_refused(problem):
+    message = "`dropout` must be a Dropout, Masks or None, got float"
+    with pytest.raises(TypeError, match=message):
+        run_step(problem, 0.5)
