@@ -3,13 +3,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation test test-slow lint format clean help
+.PHONY: ablation methods test test-slow lint format clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 ablation: .venv/.ready ## train the dropout plane on Japanese Vowels and write a report
 	$(BIN)/python -m experiments ablate configs/vowels_plane.toml
+
+methods: .venv/.ready ## compare all methods of dropout on Japanese Vowels
+	$(BIN)/python -m experiments compare configs/vowels_methods.toml
 
 test: .venv/.ready ## run the quick tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

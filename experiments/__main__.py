@@ -10,8 +10,14 @@ from typing import Annotated
 import jax
 import tyro
 
-from experiments.ablate import ablate, free_folder
-from experiments.config import Config, ConfigError, load, validate
+from experiments.ablate import ablate
+from experiments.compare import compare
+from experiments.config import ConfigError, MethodsConfig, PlaneConfig, load, validate
+from experiments.running import free_folder
+
+ABLATE = "Trains a plane of dropout x recurrent_dropout rates and reports on it."
+COMPARE = "Trains every method of dropout at several rates and reports on them."
+ConfigPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG.toml")]
 
 
 def main(arguments: list[str]) -> int:
@@ -21,7 +27,10 @@ def main(arguments: list[str]) -> int:
     """
     try:
         ended = tyro.extras.subcommand_cli_from_dict(
-            {"ablate": _ablate_command(_defaults(arguments))},
+            {
+                "ablate": _command(ablate, PlaneConfig, ABLATE, arguments),
+                "compare": _command(compare, MethodsConfig, COMPARE, arguments),
+            },
             prog="python -m experiments",
             description="Ablations of recurrent dropout as single compiled programs.",
             args=arguments,
@@ -35,39 +44,39 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-def _ablate_command(defaults: Config) -> Callable[..., bool]:
-    """The command `ablate`, whose options default to the config that was named."""
+def _command(run, kind, summary: str, arguments: list[str]) -> Callable[..., bool]:
+    """A command whose options default to the config that was named to it."""
+    defaults = _defaults(run.__name__, kind, arguments)
 
     def command(
-        path: Annotated[
-            tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG.toml")
-        ],
+        path: ConfigPath,
         /,
-        config: Annotated[Config, tyro.conf.arg(name="")] = defaults,
+        config: Annotated[kind, tyro.conf.arg(name="")] = defaults,
         out: Path | None = None,
     ) -> bool:
-        """Trains a plane of dropout x recurrent_dropout rates and reports on it.
+        checked = validate(dataclasses.asdict(config), kind, "command line")
+        return run(checked, out or free_folder(path.stem))
 
-        The config is a TOML file; any of its fields can be overridden here:
+    command.__doc__ = f"""{summary}
 
-            python -m experiments ablate configs/vowels_plane.toml --seeds 3
+        The config is a TOML file; any of its fields can be overridden here, as in
+        `python -m experiments {run.__name__} CONFIG.toml --seeds 3`.
 
         Args:
-            path: the config, for example configs/vowels_plane.toml.
+            path: the config, one of those in configs/.
             config: what is run.
             out: a new folder for the results; by default the first free one of
                 runs/NAME, runs/NAME-2, ...
         """
-        config = validate(dataclasses.asdict(config), "command line")
-        return ablate(config, out or free_folder(path.stem))
-
     return command
 
 
-def _defaults(arguments: list[str]) -> Config:
-    """The config that the command line names, or the built-in one for `--help`."""
+def _defaults(command: str, kind, arguments: list[str]):
+    """The config that is named to a command, or the built-in one."""
     named = [a for a in arguments[1:] if not a.startswith("-")][:1]
-    return load(Path(named[0])) if named else Config()
+    if arguments[:1] != [command] or not named:
+        return kind()
+    return load(Path(named[0]), kind)
 
 
 def _one_device_a_core() -> None:

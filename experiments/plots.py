@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from experiments.results import Cell, Choice, Plane
+from experiments.comparison import Curve
+from experiments.plane import Cell, Choice, Plane
 
 COLOURS = {
     "none": "#7f7f7f",
@@ -73,6 +74,30 @@ def learning_curves(plane: Plane, choice: Choice) -> Figure:
         for axes in (left, right):
             axes.set(xlabel="epoch", yscale="log")
         figure.suptitle("Line: mean over seeds; band: lowest to highest", fontsize=9)
+    return figure
+
+
+def method_curves(curves: list[Curve]) -> Figure:
+    """Draws the test NLL of each method against its rate, a panel a method."""
+    columns = min(5, len(curves))
+    rows = -(-len(curves) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.5 * columns, 2.1 * rows + 0.4), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axes, curve in zip(grid.flat, curves, strict=False):
+            nll = curve.final("test_nll").T
+            _band(axes, curve.rates, nll, COLOURS["both"], None)
+            baseline = nll[:, curve.baseline()].mean()
+            axes.axhline(baseline, color=COLOURS["none"], lw=1, ls="--")
+            best = curve.best()
+            axes.plot(curve.rates[best], nll[:, best].mean(), "o", color="red", ms=5)
+            same = "" if curve.same_as == curve.method else f"\n= {curve.same_as}"
+            axes.set_title(curve.method + same, fontsize=9)
+            axes.set_yscale("log")
+        for axes in grid.flat[len(curves) :]:
+            axes.set_axis_off()
+        figure.supxlabel("rate", fontsize=9)
+        figure.supylabel("test NLL (nats)", fontsize=9)
     return figure
 
 

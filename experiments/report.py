@@ -6,18 +6,26 @@ from pathlib import Path
 import jinja2
 import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
+import rdrop
 from experiments import plots
-from experiments.config import Config, to_toml
-from experiments.results import Choice, Plane, answer, environment
+from experiments.comparison import Curve
+from experiments.config import MethodsConfig, PlaneConfig, to_toml
+from experiments.plane import Choice, Plane, answer
+from experiments.results import environment, mean_sd
 
-TEMPLATE = Path(__file__).parent / "report.html.jinja"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write(
-    folder: Path, config: Config, plane: Plane, choice: Choice, timing: dict[str, float]
+def write_plane(
+    folder: Path,
+    config: PlaneConfig,
+    plane: Plane,
+    choice: Choice,
+    timing: dict[str, float],
 ) -> Path:
-    """Writes the figures and `report.html` into the folder of a run.
+    """Writes the figures and `report.html` of a plane into the folder of its run.
 
     Args:
         folder: where they go.
@@ -33,32 +41,50 @@ def write(
         "plane": plots.plane_map(plane, choice),
         "learning_curves": plots.learning_curves(plane, choice),
     }
-    for name, figure in figures.items():
-        plots.save(figure, folder / name)
-    jinja = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    jinja.filters["code"] = _code
-    html = jinja.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        config=config,
-        toml=to_toml(config),
+    return _write(
+        "plane.html.jinja",
+        folder,
+        config,
+        figures,
+        command="ablate",
         answer=answer(plane, choice),
-        rows=rows(plane, choice),
-        interrupted=plane.metrics.train_nll.shape[-1] < config.train.epochs,
+        rows=plane_rows(plane, choice),
         epochs=plane.metrics.train_nll.shape[-1],
-        images={name: _inline(folder / f"{name}.png") for name in figures},
-        colours=plots.COLOURS,
         timing=timing,
         lanes=plane.final("test_nll").size,
-        environment=environment(),
-        folder=folder.as_posix(),
     )
-    path = folder / "report.html"
-    path.write_text(html, encoding="utf-8")
-    return path
 
 
-def rows(plane: Plane, choice: Choice) -> list[dict]:
+def write_methods(
+    folder: Path, config: MethodsConfig, curves: list[Curve], seconds: float
+) -> Path:
+    """Writes the figure and `report.html` of a comparison into the folder of its run.
+
+    Args:
+        folder: where they go.
+        config: the resolved config.
+        curves: one a method that was trained to the end.
+        seconds: that all took.
+
+    Returns:
+        The path of the report.
+    """
+    return _write(
+        "methods.html.jinja",
+        folder,
+        config,
+        {"methods": plots.method_curves(curves)},
+        command="compare",
+        rows=method_rows(curves),
+        presets=rdrop.presets.rows(),
+        missing=len(config.methods) - len(curves),
+        programs=len({curve.same_as for curve in curves}),
+        timing={"in all": seconds},
+        lanes=len({c.same_as for c in curves}) * len(config.rate) * config.seeds,
+    )
+
+
+def plane_rows(plane: Plane, choice: Choice) -> list[dict]:
     """Returns the figures of every cell, mean and standard deviation over seeds."""
     return [
         {
@@ -67,16 +93,62 @@ def rows(plane: Plane, choice: Choice) -> list[dict]:
             "chosen": (i, r) == choice.best,
         }
         | {
-            metric: _mean_sd(plane.final(metric)[i, r])
+            metric: mean_sd(plane.final(metric)[i, r])
             for metric in ("valid_nll", "test_nll", "test_accuracy")
         }
         for i, r in np.ndindex(len(plane.inputs), len(plane.recurrent))
     ]
 
 
-def _mean_sd(values) -> str:
-    sd = values.std(ddof=1) if len(values) > 1 else 0.0
-    return f"{values.mean():.3f} ±{sd:.3f}"
+def method_rows(curves: list[Curve]) -> list[dict[str, str]]:
+    """Returns the best rate of every method and its test figures, the lowest first."""
+
+    def row(curve):
+        best = curve.best()
+        p = curve.p_value()
+        same = "" if curve.same_as == curve.method else f" (= {curve.same_as})"
+        return {
+            "method": curve.method + same,
+            "rate": f"{curve.rates[best]:g}",
+            "test_nll": mean_sd(curve.final("test_nll")[best]),
+            "test_accuracy": f"{curve.final('test_accuracy')[best].mean():.1%}",
+            "p": "-" if np.isnan(p) else f"{p:.2g}",
+        }
+
+    def test_nll(curve):
+        return curve.final("test_nll")[curve.best()].mean()
+
+    return [row(curve) for curve in sorted(curves, key=test_nll)]
+
+
+def _write(
+    template: str,
+    folder: Path,
+    config: PlaneConfig | MethodsConfig,
+    figures: dict[str, Figure],
+    **values,
+) -> Path:
+    for name, figure in figures.items():
+        plots.save(figure, folder / name)
+    jinja = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    jinja.filters["code"] = _code
+    html = jinja.get_template(template).render(
+        config=config,
+        toml=to_toml(config),
+        images={name: _inline(folder / f"{name}.png") for name in figures},
+        colours=plots.COLOURS,
+        environment=environment(),
+        folder=folder.as_posix(),
+        **values,
+    )
+    path = folder / "report.html"
+    path.write_text(html, encoding="utf-8")
+    return path
 
 
 def _inline(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Sweep: every lane of a plane, trained by one compiled program.
+"""Sweep: many lanes, trained by one compiled program.
 
 The lanes are dealt to the devices, and each device trains its own, `group` at a time by
 `jax.vmap` and the groups in turn. A lane's numbers do not depend on where it runs.
@@ -16,8 +16,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rdrop
 from experiments import vowels
-from experiments.config import Config, ConfigError, Noise
-from experiments.train import Lane, Metrics, Models, make_train
+from experiments.config import ConfigError, Model, Train
+from experiments.train import Lane, Metrics, Models, Noise, make_train
 from experiments.vowels import Utterances
 
 
@@ -31,60 +31,53 @@ class Program(NamedTuple):
     compile_seconds: float
 
 
-def make_lanes(config: Config, speakers: np.ndarray) -> Lane:
-    """Returns all lanes of the plane, in the order (inputs, recurrent, seed).
+def make_lanes(
+    dropout: Noise, lane_seeds: np.ndarray, seed: int, config: Train, train: Utterances
+) -> Lane:
+    """Returns lanes that differ in dropout and seed.
 
     Args:
-        config: rates and seeds.
-        speakers: of the training utterances, which each seed splits anew.
+        dropout: its leaves have a leading axis of lanes.
+        lane_seeds: the seed of each lane, 0 and up; lanes of one seed share everything
+            but the dropout.
+        seed: the root of all random numbers.
+        config: the sizes of batch and validation split.
+        train: the training utterances, which each seed splits anew.
 
     Raises:
         ConfigError: too few utterances for the validation split or for one batch.
     """
-    _check_sizes(config, speakers)
-    axes = config.dropout
-    inputs, recurrent, seeds = (
-        grid.ravel()
-        for grid in np.meshgrid(
-            np.asarray(axes.inputs.rate, np.float32),
-            np.asarray(axes.recurrent.rate, np.float32),
-            np.arange(config.seeds, dtype=np.uint32),
-            indexing="ij",
-        )
-    )
-    root = jax.random.key(config.seed)
+    check_sizes(config, train)
+    root = jax.random.key(seed)
     splits = [
-        vowels.split(speakers, config.train.validation, (config.seed, seed))
-        for seed in range(config.seeds)
+        vowels.split(train.speakers, config.validation, (seed, s))
+        for s in range(lane_seeds.max() + 1)
     ]
     fit, valid = (
-        jnp.asarray(np.stack(part)[seeds]) for part in zip(*splits, strict=True)
+        jnp.asarray(np.stack(part)[lane_seeds]) for part in zip(*splits, strict=True)
     )
-    return Lane(
-        key=jax.vmap(lambda seed: jax.random.fold_in(root, seed))(jnp.asarray(seeds)),
-        dropout=rdrop.Dropout(
-            inputs=_noise(axes.inputs, inputs),
-            recurrent=_noise(axes.recurrent, recurrent),
-        ),
-        fit=fit,
-        valid=valid,
-    )
+    keys = jax.vmap(lambda s: jax.random.fold_in(root, s))(jnp.asarray(lane_seeds))
+    return Lane(keys, dropout, fit, valid)
 
 
 def compile_sweep(
-    config: Config,
     lanes: Lane,
+    model: Model,
+    config: Train,
     train: Utterances,
     test: Utterances,
+    cell: type[rdrop.Cell] = rdrop.LSTMCell,
     group: int | None = None,
 ) -> Program:
     """Initialises every lane and compiles the program that trains them all.
 
     Args:
-        config: model and training.
         lanes: leaves have a leading axis of lanes.
+        model: its size.
+        config: how it is trained.
         train: utterances that lanes index.
         test: utterances that are reported.
+        cell: the recurrence.
         group: lanes that a device trains side by side. By default all of its lanes,
             but 1 on CPU: batched small matrix products are slower there than the plain
             ones, and two devices that both batch can starve XLA's one thread pool.
@@ -102,11 +95,27 @@ def compile_sweep(
     sharding = NamedSharding(mesh, PartitionSpec("lane"))
     lanes = jax.device_put(jax.tree.map(lambda leaf: leaf[index], lanes), sharding)
 
-    functions = make_train(config, train, test)
+    functions = make_train(model, config, train, test, cell)
     start = time.perf_counter()
     models = _over_lanes(functions.init, mesh, group)(lanes)
     advance = _over_lanes(functions.advance, mesh, group).lower(models, lanes).compile()
     return Program(advance, models, lanes, count, time.perf_counter() - start)
+
+
+def check_sizes(config: Train, train: Utterances) -> None:
+    """Raises a ConfigError where there are too few utterances for the config."""
+    smallest = int(np.bincount(train.speakers).min())
+    if config.validation >= smallest:
+        raise ConfigError(
+            f"train.validation: must leave some of the {smallest} training utterances "
+            f"of a speaker, got {config.validation}."
+        )
+    left = len(train.speakers) - config.validation * vowels.SPEAKERS
+    if config.batch > left:
+        raise ConfigError(
+            f"train.batch: must be at most {left}, the utterances left to train on, "
+            f"got {config.batch}."
+        )
 
 
 def run(program: Program, chunks: int) -> Iterator[Metrics]:
@@ -129,29 +138,3 @@ def _over_lanes(function, mesh, group):
             on_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
         )
     )
-
-
-def _noise(axis: Noise, rates: np.ndarray) -> rdrop.Bernoulli:
-    return rdrop.Bernoulli(
-        jnp.asarray(rates),
-        per=axis.per,
-        gates=axis.gates,
-        batch=axis.batch,
-        scale=axis.scale,
-    )
-
-
-def _check_sizes(config, speakers):
-    held_out, batch = config.train.validation, config.train.batch
-    smallest = int(np.bincount(speakers).min())
-    if held_out >= smallest:
-        raise ConfigError(
-            f"train.validation: must leave some of the {smallest} training utterances "
-            f"of a speaker, got {held_out}."
-        )
-    left = len(speakers) - held_out * vowels.SPEAKERS
-    if batch > left:
-        raise ConfigError(
-            f"train.batch: must be at most {left}, the utterances left to train on, "
-            f"got {batch}."
-        )

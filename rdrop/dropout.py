@@ -70,8 +70,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     "hidden_state": (Bernoulli, Gaussian, Zoneout),
     "recurrent_weights": (DropConnect,),
 }
-# What a site must not be set to, besides a kind that it does not take. Anything else may
-# be a placeholder of JAX's, which rebuilds pytrees around what is no noise at all.
+# What a site must not be set to, besides a kind that it does not take. Anything else
+# may be a placeholder of JAX's, which rebuilds pytrees around what is no noise at all.
 MISTAKES = (bool, int, float, str, np.generic, np.ndarray, jax.Array)
 NOISES = (Bernoulli, Gaussian, Zoneout, DropConnect)
 
@@ -137,8 +137,8 @@ class Dropout(struct.PyTreeNode):
     def expected(self) -> "Masks":
         """Returns the masks of evaluation.
 
-        They are the factor 1 - rate of a site whose scale is "expectation", the expected
-        mix of zoneout, and nothing for the rest.
+        They are the factor 1 - rate of a site whose scale is "expectation", the
+        expected mix of zoneout, and nothing for the rest.
         """
         return Masks(**{name: noise.expected() for name, noise in self.sites()})
 

@@ -53,7 +53,8 @@ def locked_dropout(
     """
     if not -xs.ndim <= time_axis < xs.ndim:
         raise ValueError(
-            f"`time_axis` must be an axis of `xs`, of shape {xs.shape}, got {time_axis}."
+            f"`time_axis` must be an axis of `xs`, of shape {xs.shape}, "
+            f"got {time_axis}."
         )
     shape = list(xs.shape)
     shape[time_axis] = 1

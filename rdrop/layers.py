@@ -28,8 +28,8 @@ Xs: TypeAlias = Float[Array, "..."]
 class RNN(nn.Module):
     """Unrolls a cell over time by `jax.lax.scan`.
 
-    A `MinGRUCell` is affine in its state and unrolled by `jax.lax.associative_scan`. The
-    parameters are those of the bare cell, under the same names.
+    A `MinGRUCell` is affine in its state and unrolled by `jax.lax.associative_scan`.
+    The parameters are those of the bare cell, under the same names.
 
     Attributes:
         cell: the recurrence, for example `LSTMCell(128)`.
@@ -113,8 +113,8 @@ class RNN(nn.Module):
 class Bidirectional(nn.Module):
     """Runs one cell forwards and another backwards over the same sequences.
 
-    The two directions have masks of their own. With lengths, the backward cell starts at
-    the last valid step of each sequence.
+    The two directions have masks of their own. With lengths, the backward cell starts
+    at the last valid step of each sequence.
 
     Attributes:
         forward: the cell that runs from the first step to the last.

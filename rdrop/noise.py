@@ -2,8 +2,9 @@
 
 Each unit of a mask has one random number, drawn in float32 whatever the compute dtype:
 a uniform u in [0, 1) for masks that drop (a unit is kept where u >= rate, so the units
-dropped at a low rate are among those dropped at a higher one), a normal one for Gaussian
-masks. A kind turns it into a mask; its lifetime says when the number is drawn anew.
+dropped at a low rate are among those dropped at a higher one), a normal one for
+Gaussian masks. A kind turns it into a mask; its lifetime says when the number is drawn
+anew.
 
 Axes of a mask:
     (B, G, U) batch, gates, units; of a weight mask (R, G, U) rows of the kernel, gates,
@@ -64,7 +65,7 @@ class Site(NamedTuple):
 
 
 class Mix(struct.PyTreeNode):
-    """A mask that mixes: old * `share` + new * (1 - `share`), instead of multiplying."""
+    """A mask that mixes instead of multiplying: old * share + new * (1 - share)."""
 
     share: Float[Array, "..."]
 
@@ -87,9 +88,9 @@ class Noise(struct.PyTreeNode):
         gates: "shared" gives all gates one mask ("tied" in [2]); "each" its own.
         batch: "each" example has its own mask; "shared" gives all of them one.
         units: "each" unit has its own number; "shared" makes a mask one scalar.
-        drift: probability, a leaf, that a unit's number is drawn anew at a step [5]; only
-            with per="step". None draws all anew, as 1 does; 0 holds them, bitwise as
-            per="sequence" does. Drawing starts at time step 0, so it takes time
+        drift: probability, a leaf, that a unit's number is drawn anew at a step [5];
+            only with per="step". None draws all anew, as 1 does; 0 holds them, bitwise
+            as per="sequence" does. Drawing starts at time step 0, so it takes time
             proportional to `keys.step` as well.
     """
 
@@ -190,8 +191,8 @@ class Bernoulli(Noise):
 class Gaussian(Noise):
     """Multiplies by noise of N(1, p / (1 - p)), p = `rate` in [0, 1) [1, section 10].
 
-    Mean and variance are those of an inverted Bernoulli mask. The mask is differentiable
-    in its rate; evaluation has no mask.
+    Mean and variance are those of an inverted Bernoulli mask. The mask is
+    differentiable in its rate; evaluation has no mask.
 
     Attributes:
         rate, per, gates, batch, units, drift: as in `Noise`.

@@ -18,9 +18,9 @@ GREY = "#9a9a9a"
 PITCH, SQUARE = 3.6, 0.2
 # Where the strip of a site lies, relative to the centre of its cell, and its label.
 PLACES = {
-    "inputs": (0.0, -1.75, "x"),
+    "inputs": (0.0, -1.75, ""),
     "input_weights": (0.0, -1.75, "W"),
-    "outputs": (0.0, 1.75, "y"),
+    "outputs": (0.0, 1.75, ""),
     "recurrent": (-PITCH / 2, 0.0, "h"),
     "recurrent_weights": (-PITCH / 2, 0.0, "U"),
     "hidden_state": (-PITCH / 2, 0.0, "h"),
@@ -44,9 +44,9 @@ def masks(
     """Draws what is dropped at each arrow and step of the unrolled network.
 
     A site is a strip of squares, one a unit (a row a gate where gates have their own):
-    filled where it passes, white and crossed out where it is dropped, grey where a state
-    keeps its old value. Blue belongs to the vertical arrows, orange to the horizontal
-    ones. A strip that looks the same at all steps is held over the sequence.
+    filled where it passes, white and crossed out where it is dropped, grey where a
+    state keeps its old value. Blue belongs to the vertical arrows, orange to the
+    horizontal ones. A strip that looks the same at all steps is held over the sequence.
 
     Args:
         masks: as `rdrop.draw` returns them for a sequence.

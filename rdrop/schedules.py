@@ -1,13 +1,14 @@
 """Schedules: rates as functions of the training step.
 
-Any function of the step can stand for a rate, optax's schedules among them; these are the
-ones of the literature on dropout. `Dropout.at(step)` evaluates them.
+Any function of the step can stand for a rate, optax's schedules among them; these are
+the ones of the literature on dropout. `Dropout.at(step)` evaluates them.
 
 References:
     [1] Rennie, Goel, Thomas. Annealed dropout training of deep networks. SLT 2014. (The
         abstract says from a high initial rate to zero; its formula is unchecked.)
     [2] Morerio et al. Curriculum dropout. ICCV 2017. arXiv:1703.06229; their code.
-    [3] Liu et al. Dropout reduces underfitting. ICML 2023. arXiv:2303.01500; their code.
+    [3] Liu et al. Dropout reduces underfitting. ICML 2023. arXiv:2303.01500; their
+        code.
     [4] Kaldi, egs/wsj/s5/steps/libs/nnet3/train/dropout_schedule.py; used by Cheng et
         al. An exploration of dropout with LSTMs. Interspeech 2017.
 """
@@ -86,10 +87,11 @@ def late(rate: float, steps: int) -> Schedule:
 def kaldi(text: str, steps: int) -> Schedule:
     """Reads Kaldi's grammar: piecewise linear in the fraction of training [4].
 
-    `"0,0@0.20,0.3@0.50,0"` is 0 up to a fifth of training, rises to 0.3 at the half, and
-    falls to 0 at the end. The first value is at 0, the last at 1; one between without
-    "@fraction" is at 0.5. Where two share a fraction, the later one holds from there on
-    (at 0, the first holds there). Kaldi's patterns of component names are not read.
+    `"0,0@0.20,0.3@0.50,0"` is 0 up to a fifth of training, rises to 0.3 at the half,
+    and falls to 0 at the end. The first value is at 0, the last at 1; one between
+    without "@fraction" is at 0.5. Where two share a fraction, the later one holds from
+    there on (at 0, the first holds there). Kaldi's patterns of component names are not
+    read.
 
     Args:
         text: at least two values in [0, 1], at fractions that do not decrease.

@@ -3,7 +3,14 @@
 import pytest
 
 from experiments.__main__ import main
-from experiments.config import Config, ConfigError, Train, load, to_toml
+from experiments.config import (
+    ConfigError,
+    MethodsConfig,
+    PlaneConfig,
+    Train,
+    load,
+    to_toml,
+)
 
 
 def write(path, text):
@@ -11,20 +18,30 @@ def write(path, text):
     return path
 
 
-def test_shipped_config_is_the_default_one(pytestconfig):
-    assert load(pytestconfig.rootpath / "configs" / "vowels_plane.toml") == Config()
+@pytest.mark.parametrize(
+    ("name", "kind"), [("vowels_plane", PlaneConfig), ("vowels_methods", MethodsConfig)]
+)
+def test_shipped_config_is_the_default_one(pytestconfig, name, kind):
+    assert load(pytestconfig.rootpath / "configs" / f"{name}.toml", kind) == kind()
+
+
+def test_an_unknown_method_is_named(tmp_path):
+    path = write(tmp_path / "c.toml", 'methods = ["gal_tied", "bayes"]')
+    with pytest.raises(ConfigError, match="methods: no such method as bayes"):
+        load(path, MethodsConfig)
 
 
 def test_toml_round_trip(tmp_path):
-    config = Config(seeds=2, train=Train(learning_rate=1e-4))
-    assert load(write(tmp_path / "c.toml", to_toml(config))) == config
+    config = PlaneConfig(seeds=2, train=Train(learning_rate=1e-4))
+    path = write(tmp_path / "c.toml", to_toml(config))
+    assert load(path, PlaneConfig) == config
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("sedes = 3", r"sedes: unknown field"),
-        ("[model]\nunits = 64\nlayers = 2", r"model\.layers: unknown field"),
+        ("[model]\nunits = 64\ndepth = 2", r"model\.depth: unknown field"),
         ("seeds = 0", r"seeds: .*greater than or equal to 1, got 0"),
         ("seeds = 2.5", r"seeds: .*integer, got 2.5"),
         ('seeds = "3"', r"seeds: .*integer, got '3'"),
@@ -50,7 +67,7 @@ def test_toml_round_trip(tmp_path):
 def test_a_wrong_config_is_one_clear_line(tmp_path, text, message):
     path = write(tmp_path / "c.toml", text)
     with pytest.raises(ConfigError, match=message) as error:
-        load(path)
+        load(path, PlaneConfig)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
 

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from experiments import plane as planes
 from experiments import plots, results
-from experiments.config import Config, Noise, Plane, Train
+from experiments.config import Noise, Plane, PlaneConfig, Train
 from experiments.train import Metrics
 
 RATES = Noise(rate=(0.0, 0.5))
@@ -14,7 +15,7 @@ RATES = Noise(rate=(0.0, 0.5))
 
 def make_plane(valid, test, seeds=5):
     """A plane of 2 x 2 cells whose seeds differ by a little."""
-    config = Config(
+    config = PlaneConfig(
         seeds=seeds,
         dropout=Plane(inputs=RATES, recurrent=RATES),
         train=Train(epochs=2, evaluate_every=2),
@@ -27,12 +28,12 @@ def make_plane(valid, test, seeds=5):
     chunk = Metrics(
         np.stack([nlls[1], nlls[1]], axis=1), nlls[0], 1 - nlls[0], nlls[1], 1 - nlls[1]
     )
-    return config, results.plane(config, results.stack([chunk]))
+    return config, planes.lay_out(config, results.stack([chunk]))
 
 
 def test_the_choice_is_made_on_validation_not_on_test():
     _, plane = make_plane(valid=[0.4, 0.2, 0.3, 0.5], test=[0.1, 0.9, 0.8, 0.05])
-    choice = results.choose(plane)
+    choice = planes.choose(plane)
     assert choice.none == (0, 0)
     assert choice.recurrent == (0, 1)
     assert choice.inputs == (1, 0)
@@ -43,7 +44,7 @@ def test_the_choice_is_made_on_validation_not_on_test():
 
 def test_a_cell_that_is_not_finite_is_never_chosen():
     _, plane = make_plane(valid=[0.4, np.nan, np.inf, 0.3], test=[0.1] * 4)
-    choice = results.choose(plane)
+    choice = planes.choose(plane)
     assert choice.inputs is None
     assert choice.recurrent is None
     assert choice.best == (1, 1)
@@ -62,7 +63,7 @@ def test_the_answer_follows_the_figures(both, seeds, verdict):
     test = [0.4, 0.2, 0.3, both]
     _, plane = make_plane(valid=test, test=test, seeds=seeds)
     plane.metrics.test_nll[1, 1, 0] += 0.02
-    answer = results.answer(plane, results.choose(plane))
+    answer = planes.answer(plane, planes.choose(plane))
     assert verdict in answer
     assert "`dropout` alone (rate 0.5)" in answer
     assert f"of {seeds} seeds" in answer
@@ -72,7 +73,9 @@ def test_the_answer_follows_the_figures(both, seeds, verdict):
 def test_records_read_back_as_the_same_float32(tmp_path):
     config, plane = make_plane(valid=[0.4, 0.2, np.nan, 0.5], test=[0.1, 0.9, 0.8, 0.3])
     path = tmp_path / "results.jsonl"
-    results.write(path, results.records(plane, config, 1.5))
+    flat = Metrics(*(leaf.reshape(-1, leaf.shape[-1]) for leaf in plane.metrics))
+    settings = planes.settings(config)
+    results.write(path, results.records(settings, flat, config.train, 1.5))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == 4 * config.seeds
     assert [(li["inputs"], li["recurrent"], li["seed"]) for li in lines[5:7]] == [
@@ -90,7 +93,7 @@ def test_records_read_back_as_the_same_float32(tmp_path):
 
 def test_figures_are_the_same_bytes_for_the_same_data(tmp_path):
     _, plane = make_plane(valid=[0.4, 0.2, 0.3, 0.5], test=[0.1, 0.9, 0.8, 0.05])
-    choice = results.choose(plane)
+    choice = planes.choose(plane)
     written = []
     for name in ("a", "b"):
         plots.save(plots.plane_map(plane, choice), tmp_path / name)

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from experiments import sweep, vowels
-from experiments.config import Config, Model, Noise, Plane, Train
+from experiments.config import Model, Noise, Plane, PlaneConfig, Train
+from experiments.plane import lanes as lanes_of_plane
 from experiments.train import make_train
 
 RATES = Noise(rate=(0.0, 0.5))
-CONFIG = Config(
+CONFIG = PlaneConfig(
     seeds=2,
     model=Model(units=4),
     dropout=Plane(inputs=RATES, recurrent=RATES),
@@ -30,13 +31,17 @@ def data():
 
 
 def train_lanes(lanes, data, group=None):
-    program = sweep.compile_sweep(CONFIG, lanes, *data, group=group)
+    program = compile_lanes(lanes, data, group)
     return list(sweep.run(program, CONFIG.train.epochs))
+
+
+def compile_lanes(lanes, data, group=None):
+    return sweep.compile_sweep(lanes, CONFIG.model, CONFIG.train, *data, group=group)
 
 
 @pytest.fixture(scope="module")
 def plane(data):
-    lanes = sweep.make_lanes(CONFIG, data[0].speakers)
+    lanes = lanes_of_plane(CONFIG, data[0])
     return lanes, train_lanes(lanes, data)
 
 
@@ -60,7 +65,7 @@ def test_lanes_of_one_seed_share_key_and_split(plane):
 
 def test_lanes_of_one_seed_start_alike_and_rates_tell_them_apart(plane):
     lanes, (first, _) = plane
-    program_init = make_train(CONFIG, *vowels.load()).init
+    program_init = make_train(CONFIG.model, CONFIG.train, *vowels.load()).init
     start = jax.vmap(program_init)(lanes).full.params
     for leaf in jax.tree.leaves(start):
         by_seed = leaf.reshape(4, 2, *leaf.shape[1:])
@@ -93,7 +98,7 @@ def test_vmap_over_all_lanes_is_the_same_to_rounding(plane, data):
 
 def test_every_rate_is_served_by_one_program(plane, data):
     lanes, _ = plane
-    program = sweep.compile_sweep(CONFIG, lanes, *data)
+    program = compile_lanes(lanes, data)
     other = lanes.dropout.inputs.replace(rate=lanes.dropout.inputs.rate * 0.3)
     moved = lanes._replace(dropout=lanes.dropout.replace(inputs=other))
     changed = program.advance(program.models, moved)[1]
@@ -105,13 +110,14 @@ def test_every_rate_is_served_by_one_program(plane, data):
 
 def test_validation_utterances_are_not_trained_on(data):
     train, test = data
-    lanes = sweep.make_lanes(CONFIG, train.speakers)
+    lanes = lanes_of_plane(CONFIG, train)
     lane = jax.tree.map(lambda leaf: leaf[-1], lanes)
     spoilt = train.speakers.copy()
     spoilt[np.asarray(lane.valid)] = 0
 
     def trained(speakers):
-        functions = make_train(CONFIG, train._replace(speakers=speakers), test)
+        spoken = train._replace(speakers=speakers)
+        functions = make_train(CONFIG.model, CONFIG.train, spoken, test)
         models, _ = jax.jit(functions.advance)(functions.init(lane), lane)
         return models
 

@@ -74,8 +74,8 @@ class Cell(nn.RNNCellBase):
             made_for: int = self.get_variable("params", "kernel").shape[0]
             if made_for != features:
                 raise ValueError(
-                    f"`{name}` must have {made_for} features, as the parameters do, got "
-                    f"{features}."
+                    f"`{name}` must have {made_for} features, as the parameters do, "
+                    f"got {features}."
                 )
         params = {
             name: self.param(name, initialiser, shape, self.param_dtype)

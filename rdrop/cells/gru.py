@@ -40,8 +40,8 @@ def gru(
         n = tanh(a_n + (m_h * r * h) U_n)               reset before [1]
         h_new = z * h + (1 - z) * (m_g * n)             a = (m_x * x) W + b
 
-    The h of the last line, the leak path, has no mask. h_new is handed on mixed with the
-    old state, and then is the output too, or multiplied by a mask, and then is not.
+    The h of the last line, the leak path, has no mask. h_new is handed on mixed with
+    the old state, and then is the output too, or multiplied by a mask, and then is not.
 
     Args:
         a: the input's share of the pre-activations, gates in the order z, r, n.
@@ -88,8 +88,9 @@ class GRUCell(Cell):
 
     Parameters (Keras layout and gate order z, r, n):
         kernel [D, 3H] glorot uniform, recurrent_kernel [H, 3H] orthogonal, bias [3H]
-        zero; with the reset after, recurrent_bias [H] zero, that of the candidate. Those
-        of the other gates, which Keras and PyTorch have as well, add up with `bias`.
+        zero; with the reset after, recurrent_bias [H] zero, that of the candidate.
+        Those of the other gates, which Keras and PyTorch have as well, add up with
+        `bias`.
 
     Attributes:
         units, dtype, param_dtype: as in `Cell`.

@@ -44,8 +44,8 @@ def lstm(
         h_new = o * tanh(c_new)
 
     c_new and h_new are handed on multiplied by a mask, or mixed with the old state. A
-    multiplied c is also the one that h_new is made from; a mixed one is not [3]. A mixed
-    h is also the output; a multiplied one is not.
+    multiplied c is also the one that h_new is made from; a mixed one is not [3]. A
+    mixed h is also the output; a multiplied one is not.
 
     Args:
         z: the input's share of the pre-activations, gates in the order i, f, g, o.
@@ -175,8 +175,8 @@ class LayerNormLSTMCell(LSTMCell):
     """Long short-term memory with layer normalisation [4, 5]; see `layer_norm_lstm`.
 
     Parameters (gate order i, f, g, o):
-        kernel [D, 4H] glorot uniform, recurrent_kernel [H, 4H] orthogonal; gain [4H] and
-        cell_gain [H] one, shift [4H] and cell_shift [H] zero.
+        kernel [D, 4H] glorot uniform, recurrent_kernel [H, 4H] orthogonal; gain [4H]
+        and cell_gain [H] one, shift [4H] and cell_shift [H] zero.
 
     Attributes:
         units, dtype, param_dtype: as in `Cell`.

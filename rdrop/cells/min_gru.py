@@ -1,7 +1,7 @@
 """MinGRU: a recurrence without a matrix product on the state.
 
-It is affine in h, so a whole sequence takes O(log T) steps by an associative scan; noise
-on the update, the gate and the state keeps it affine.
+It is affine in h, so a whole sequence takes O(log T) steps by an associative scan;
+noise on the update, the gate and the state keeps it affine.
 
 References:
     [1] Feng et al. Were RNNs all we needed? 2024. arXiv:2410.01201.

@@ -1,0 +1,48 @@
+"""Methods: what a comparison can name, each a function of one rate.
+
+A preset with several rates gets the same one at all of its sites; zoneout, whose paper
+mixes h_t ten times as rarely as c_t, gets a tenth of it there.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import rdrop
+from rdrop import presets
+
+
+class Method(NamedTuple):
+    """A method of dropout.
+
+    Attributes:
+        preset: (rate, layers) -> a `Dropout`, or a tuple of one a layer.
+        cell: the recurrence it is meant for.
+    """
+
+    preset: Callable[..., rdrop.Dropout | tuple[rdrop.Dropout, ...]]
+    cell: type[rdrop.Cell] = rdrop.LSTMCell
+
+
+METHODS: dict[str, Method] = {
+    "pham": Method(lambda p, layers: presets.pham(p)),
+    "zaremba": Method(lambda p, layers: presets.zaremba(p, layers)),
+    "gal_tied": Method(lambda p, layers: presets.gal(p, p, p, layers=layers)),
+    "gal_untied": Method(lambda p, layers: presets.gal(p, p, p, False, layers)),
+    "semeniuta": Method(lambda p, layers: presets.semeniuta(p)),
+    "moon": Method(lambda p, layers: presets.moon(p)),
+    "zoneout": Method(lambda p, layers: presets.zoneout(p, 0.1 * p)),
+    "awd": Method(lambda p, layers: presets.awd(p, p, p, p, layers)),
+    "cheng": Method(lambda p, layers: presets.cheng(p)),
+    "melis": Method(lambda p, layers: presets.melis(p, p, p, p, layers)),
+    "keras": Method(lambda p, layers: presets.keras(p, p)),
+    "keras2_fused": Method(lambda p, layers: presets.keras2_fused(p)),
+    "keras2": Method(lambda p, layers: presets.keras2(p, p)),
+    "tf1_variational": Method(lambda p, layers: presets.tf1_variational(p, p, p)),
+    "tf1_layernorm": Method(
+        lambda p, layers: presets.tf1_layernorm(p), rdrop.LayerNormLSTMCell
+    ),
+    "torch": Method(lambda p, layers: presets.torch(p, layers)),
+    "allennlp": Method(lambda p, layers: presets.allennlp(p)),
+    "haste": Method(lambda p, layers: presets.haste(p, p)),
+    "lamb": Method(lambda p, layers: presets.lamb(p, p, p, p, layers=layers)),
+}
