@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation methods test test-slow lint format clean help
+.PHONY: ablation methods test test-slow oracles lint format clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,7 +18,9 @@ test: .venv/.ready ## run the quick tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.ready ## run the tests that take minutes
-	$(BIN)/python -m pytest -n 0 -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
+
+oracles: .venv/.ready-oracles ## install Keras and PyTorch, to compare with
 
 lint: .venv/.ready-dev ## check format, lint and types
 	$(BIN)/ruff format --check .
@@ -37,6 +39,10 @@ clean: ## remove the environment and the caches, not the runs
 
 .venv/.ready: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[experiments,test]'
+	@touch $@
+
+.venv/.ready-oracles: .venv/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[oracles]'
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready

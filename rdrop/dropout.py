@@ -36,6 +36,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from rdrop.keys import StreamKeys, check_keys
+from rdrop.lifetime import draw_step, draw_steps
 from rdrop.noise import (
     Bernoulli,
     DropConnect,
@@ -44,8 +45,6 @@ from rdrop.noise import (
     Site,
     Zoneout,
     check,
-    draw_step,
-    draw_steps,
 )
 
 STREAMS = {
@@ -92,6 +91,7 @@ class Dropout(struct.PyTreeNode):
         update: multiplies the candidate (g_t, or n_t of a GRU) before it is added to
             the memory [4].
         gates: multiplies the gates after their sigmoid, but not the candidate [5].
+            Inverted multipliers compound over time where a gate keeps the state.
         cell_state: multiplies c_t [6], or mixes it with c_{t-1}; then h_t is made from
             the memory before mixing [7]. Inverted multipliers compound over time.
         hidden_state: mixes h_t with h_{t-1}, and puts out the mixture [7]; or
@@ -281,13 +281,19 @@ def _check_masks(masks, sites, batch, time) -> None:
         if mask is None:
             continue
         site = _site(name, sites)
+        if isinstance(mask, Mix) and Zoneout not in KINDS[name]:
+            raise TypeError(f"`masks.{name}` must be an array, got a Mix.")
         held = (site.rows or batch, site.gates, site.units)
         shape = jax.tree.leaves(mask)[0].shape
         *steps, b, g, u = (0, 0, 0, *shape)[-max(3, len(shape)) :]
         if steps not in ([], [time]) or not _fits((b, g, u), held):
             raise ValueError(
-                f"`masks.{name}` must have the axes {held}, each whole or 1, after one "
-                f"of time = {time} if it changes with the step; got shape {shape}."
+                f"`masks.{name}` must have the axes {held}, each whole or 1"
+                + (
+                    f", after one of T = {time} if it changes with the step"
+                    * bool(time)
+                )
+                + f"; got shape {shape}."
             )
 
 

@@ -38,6 +38,7 @@ class RNN(nn.Module):
             time steps of their inputs, and keys are those of direction "backward".
 
     Example:
+        >>> from rdrop import LSTMCell
         >>> rnn, xs = RNN(LSTMCell(8)), jnp.ones((2, 5, 3))
         >>> params = rnn.init(jax.random.key(0), xs)
         >>> (c, h), ys = rnn.apply(params, xs)
@@ -120,11 +121,18 @@ class Bidirectional(nn.Module):
         forward: the cell that runs from the first step to the last.
         backward: the cell that runs from the last step to the first.
         time_major: whether sequences are [T, B, D] rather than [B, T, D].
+
+    Raises:
+        ValueError: both are one and the same module.
     """
 
     forward: Cell
     backward: Cell
     time_major: bool = False
+
+    def __post_init__(self):
+        _check_distinct("forward, backward", (self.forward, self.backward))
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -171,7 +179,11 @@ class Stack(nn.Module):
     Attributes:
         layers: `RNN` or `Bidirectional` layers, from the input upwards.
 
+    Raises:
+        ValueError: one and the same module is there twice.
+
     Example:
+        >>> from rdrop import LSTMCell
         >>> layers = Stack([RNN(LSTMCell(8)), RNN(LSTMCell(4))])
         >>> params = layers.init(jax.random.key(0), jnp.ones((2, 5, 3)))
         >>> carries, ys = layers.apply(params, jnp.ones((2, 5, 3)))
@@ -180,6 +192,10 @@ class Stack(nn.Module):
     """
 
     layers: Sequence[RNN | Bidirectional]
+
+    def __post_init__(self):
+        _check_distinct("layers", self.layers)
+        super().__post_init__()
 
     def __call__(
         self,
@@ -244,6 +260,14 @@ def _affine(cell, weights, carry, zs, masks, valid, reverse):
     if valid is not None:
         ys = jnp.where(valid[..., None], ys, 0)
     return after[0 if reverse else -1], ys
+
+
+def _check_distinct(name: str, modules: Sequence[nn.Module]) -> None:
+    """Raises where one module stands twice, as it would have one set of parameters."""
+    if len({id(module) for module in modules}) < len(modules):
+        raise ValueError(
+            f"`{name}` must be modules of their own, got one and the same twice."
+        )
 
 
 def _spread(name: str, value, count: int) -> Sequence[Any]:

@@ -65,9 +65,13 @@ class Site(NamedTuple):
 
 
 class Mix(struct.PyTreeNode):
-    """A mask that mixes instead of multiplying: old * share + new * (1 - share)."""
+    """A mask that mixes instead of multiplying: old * share + new * (1 - share).
 
-    share: Float[Array, "..."]
+    Attributes:
+        share: float32, of the shape of a mask; or what stands for it in a pytree.
+    """
+
+    share: Any
 
 
 def _option(*allowed: str, default: int = 0) -> Any:
@@ -127,6 +131,19 @@ class Noise(struct.PyTreeNode):
     def variate(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "B G U"]:
         """Draws the numbers that a mask is made of: uniform in [0, 1)."""
         return jax.random.uniform(key, shape, jnp.float32)
+
+    def redraw(
+        self,
+        key: Key[Array, ""],
+        step: int | Int[Array, ""],
+        variate: Float[Array, "B G U"],
+    ) -> Float[Array, "B G U"]:
+        """Draws each number anew with probability `drift`, at an absolute time step."""
+        shape: Any = variate.shape
+        key = jax.random.fold_in(key, step)
+        chance = jax.random.uniform(jax.random.fold_in(key, 0), shape, jnp.float32)
+        fresh = self.variate(key, shape)
+        return jnp.where(chance < _frozen(self.drift), fresh, variate)
 
     def mask(self, variate: Float[Array, "B G U"]) -> Float[Array, "B G U"] | Mix:
         """Turns numbers into a mask; each kind has its own way."""
@@ -209,7 +226,9 @@ class Gaussian(Noise):
 
     def variate(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "B G U"]:
         """Draws standard normal numbers."""
-        return jax.random.normal(key, shape, jnp.float32)
+        # The barrier keeps XLA from folding the scale of the mask into the numbers.
+        normal = jax.random.normal(key, shape, jnp.float32)
+        return jax.lax.optimization_barrier(normal)
 
     def mask(self, variate: Float[Array, "B G U"]) -> Float[Array, "B G U"]:
         """Scales the numbers to the standard deviation of `rate`."""
@@ -291,54 +310,6 @@ class DropConnect(struct.PyTreeNode):
         return None
 
 
-def draw_step(
-    noise: Any,
-    key: Key[Array, ""],
-    shape: Shape,
-    step: int | Int[Array, ""],
-) -> Float[Array, "B G U"] | Mix:
-    """Draws the mask of one absolute time step from the key of its site.
-
-    Args:
-        noise: its lifetime says whether the step matters.
-        key: the key of the site; step t draws from `fold_in(key, t)`.
-        shape: (B, G, U).
-        step: the absolute time step, 0 or later.
-    """
-    if noise.per == "sequence":
-        return noise.draw(key, shape)
-    step = jnp.asarray(step, jnp.int32)
-    if noise.drift is None:
-        return noise.draw(jax.random.fold_in(key, step), shape)
-    return noise.mask(_drifted(noise, key, shape, step + 1))
-
-
-def draw_steps(
-    noise: Any,
-    key: Key[Array, ""],
-    shape: Shape,
-    step: int | Int[Array, ""],
-    time: int,
-) -> Any:
-    """Draws the masks of `time` steps from `step` on, bitwise those of `draw_step`.
-
-    Returns:
-        One mask (B, G, U) if it is held over the sequence, else (T, B, G, U).
-    """
-    if noise.per == "sequence":
-        return noise.draw(key, shape)
-    step = jnp.asarray(step, jnp.int32)
-    steps = step[None] + jnp.arange(time, dtype=jnp.int32)
-    if noise.drift is None:
-        return jax.vmap(lambda t: draw_step(noise, key, shape, t))(steps)
-
-    def advance(variate, t):
-        variate = _redraw(noise, key, t, variate)
-        return variate, noise.mask(variate)
-
-    return jax.lax.scan(advance, _drifted(noise, key, shape, step), steps)[1]
-
-
 def check(noise: Noise | DropConnect, shape: Shape) -> None:
     """Raises a ValueError where `rate` or `drift` does not broadcast to a `shape`."""
     if noise.rate is None:
@@ -353,24 +324,6 @@ def check(noise: Noise | DropConnect, shape: Shape) -> None:
                 f"`{name}` must broadcast to the mask's axes {shape}, got shape "
                 f"{value_shape}."
             )
-
-
-def _drifted(noise, key, shape, end):
-    """The numbers after steps 0 to end - 1, each of which may draw some anew."""
-    check(noise, shape)
-    return jax.lax.fori_loop(
-        jnp.zeros_like(end),
-        end,
-        lambda t, variate: _redraw(noise, key, t, variate),
-        noise.variate(key, shape),
-    )
-
-
-def _redraw(noise, key, step, variate):
-    key = jax.random.fold_in(key, step)
-    chance = jax.random.uniform(jax.random.fold_in(key, 0), variate.shape, jnp.float32)
-    redrawn = chance < _frozen(noise.drift)
-    return jnp.where(redrawn, noise.variate(key, variate.shape), variate)
 
 
 def _keep(uniform, rate, inverted):

@@ -179,7 +179,8 @@ def keras(dropout: Rate, recurrent_dropout: Rate = 0.0) -> Dropout:
     With a recurrent_dropout of 0 all gates share the mask of x_t (implementation 2);
     with any other, or one that is not a Python number, each gate has its own masks
     (implementation 1). Keras ignores a rate of 1 in LSTM and GRU; rdrop does not.
-    Checked: keras/src/layers/rnn, lstm.py, gru.py and dropout_rnn_cell.py. Keras 3.0 to
+    SimpleRNN has no gates: use `gal` with a `SimpleCell`. Checked:
+    keras/src/layers/rnn, lstm.py, gru.py and dropout_rnn_cell.py. Keras 3.0 to
     3.7 shared both masks among the gates, and GRU masked the leak path too:
     Dropout(inputs=Bernoulli(a), hidden_state=Bernoulli(b)).
     """

@@ -130,7 +130,8 @@ def _points(text):
     middle = [0.5 if at is None else at for at, _ in points[1:-1]]
     fractions = np.array([0.0, *middle, 1.0], np.float32)
     values = np.array([value for _, value in points], np.float32)
-    if np.any(np.diff(fractions) < 0) or np.any((fractions < 0) | (fractions > 1)):
+    ordered = np.all(np.diff(fractions) >= 0)
+    if not (ordered and np.all((fractions >= 0) & (fractions <= 1))):
         raise ValueError(
             f"`text` must have fractions in [0, 1] that do not decrease, got {text!r}."
         )

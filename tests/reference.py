@@ -4,10 +4,33 @@ Slow and plain on purpose. It shares no code, layout trick or import with `rdrop
 so that agreement is evidence.
 
 Symbols:
-    x [T, D], c and h [H]; W [D, 4H], U [H, 4H], b [4H] with the gates i, f, g, o side
-    by side; m_x [T, 4, D] and m_h [T, 4, H] have one mask a gate, m_g and m_y [T, H].
+    x [T, D]; h, and c of an LSTM, [H]; W [D, G H], U [H, G H], b [G H] with the gates
+    side by side: i, f, g, o of an LSTM; z, r, n of a GRU; z, n of a minGRU.
+    m(site, gate, unit): the factor of a noise site at one step of one example.
+
+Masks are a dict from the name of a site to an array (batch, gate, unit), or (step,
+batch, gate, unit) where it changes with the step; those of W and U are (row, gate,
+unit). An axis of size 1 is shared. A site that is not named has no noise.
+
+    inputs, recurrent               x before W, h before U
+    input_weights, recurrent_weights    W, U
+    update                          the candidate, g or n
+    gates                           what follows a sigmoid, in the order above
+    cell_state, hidden_state        c_new, seen by h and by the next step;
+                                    h_new, seen by the next step only
+    zoned_cell_state, zoned_hidden_state    how much of the old state is kept
+    outputs                         y
+
+References:
+    Hochreiter, Schmidhuber 1997, with the forget gate of Gers et al. 2000 (LSTM); Ba et
+    al. 2016 as in TensorFlow 1's LayerNormBasicLSTMCell; Cho et al. 2014 (GRU, reset
+    before), PyTorch's GRU (reset after); Elman 1990; Feng et al. 2024 (minGRU). Noise:
+    Gal, Ghahramani 2016 (inputs, recurrent); Semeniuta et al. 2016 (update); Cheng et
+    al. 2017 (gates); Moon et al. 2015 (cell_state); Krueger et al. 2017 (zoned); Wan et
+    al. 2013, Merity et al. 2018 (weights).
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -17,29 +40,180 @@ def sigmoid(z):
     return 1 / (1 + math.exp(-z))
 
 
-def gate(n, j, x, h, W, U, b, m_x, m_h):
-    """Pre-activation of unit j's gate n: a row of (m_x * x) W + (m_h * h) U + b."""
-    column = n * len(h) + j
-    from_input = sum(m_x[n, d] * x[d] * W[d, column] for d in range(len(x)))
-    from_state = sum(m_h[n, k] * h[k] * U[k, column] for k in range(len(h)))
-    return from_input + from_state + b[column]
+def entry(mask, first, gate, unit):
+    """One number of a mask, whose shared axes have size 1."""
+    place = zip((first, gate, unit), mask.shape, strict=True)
+    return float(mask[tuple(k if size > 1 else 0 for k, size in place)])
 
 
-def lstm_step(x, c, h, W, U, b, m_x, m_h, m_g):
-    """c' = s(f) c + s(i) (m_g tanh(g)), h' = s(o) tanh(c'), for one example."""
-    c_new, h_new = [], []
+def factors(masks, t, example):
+    """m(site, gate, unit) at step t: what multiplies, or 1; how much is kept, or 0."""
+
+    def m(site, gate, unit):
+        if site not in masks:
+            return 0.0 if site.startswith("zoned") else 1.0
+        mask = masks[site]
+        return entry(mask[t] if mask.ndim == 4 else mask, example, gate, unit)
+
+    return m
+
+
+def drop(kernel, mask, units):
+    """A kernel [R, G H] as [R, G, H], each weight multiplied by its own factor."""
+    kernel = np.array(kernel).reshape(len(kernel), -1, units)
+    if mask is not None:
+        for r, n, j in itertools.product(*map(range, kernel.shape)):
+            kernel[r, n, j] *= entry(mask, r, n, j)
+    return kernel
+
+
+def from_input(n, j, x, w, m):
+    """Column j of gate n of (m_x * x) W."""
+    return sum(m("inputs", n, d) * x[d] * w["W"][d, n, j] for d in range(len(x)))
+
+
+def from_state(n, j, h, w, m):
+    """Column j of gate n of (m_h * h) U."""
+    return sum(m("recurrent", n, k) * h[k] * w["U"][k, n, j] for k in range(len(h)))
+
+
+def both(n, x, h, w, m):
+    """(m_x * x) W + (m_h * h) U of the units of gate n."""
+    return [
+        from_input(n, j, x, w, m) + from_state(n, j, h, w, m) for j in range(len(h))
+    ]
+
+
+def bias(n, j, w, units):
+    return w["b"][n * units + j]
+
+
+def layer_norm(a, gain, shift):
+    """gain * (a - mean) / sqrt(variance + 1e-12) + shift, over the units."""
+    mean = sum(a) / len(a)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in a) / len(a) + 1e-12)
+    return [gain[j] * (v - mean) / deviation + shift[j] for j, v in enumerate(a)]
+
+
+def memory(i, f, g, c, m):
+    """c_new = m_f s(f) c + m_i s(i) m_g tanh(g)."""
+    return [
+        m("gates", 1, j) * sigmoid(f[j]) * c[j]
+        + m("gates", 0, j) * sigmoid(i[j]) * m("update", 0, j) * math.tanh(g[j])
+        for j in range(len(c))
+    ]
+
+
+def emit(c_new, c, o, h, m):
+    """h_new = m_o s(o) tanh(m_c c_new); c handed on is d c + (1 - d) m_c c_new."""
+    c_next, h_new = [], []
+    for j in range(len(c)):
+        seen = m("cell_state", 0, j) * c_new[j]
+        kept = m("zoned_cell_state", 0, j)
+        c_next.append(kept * c[j] + (1 - kept) * seen)
+        h_new.append(m("gates", 2, j) * sigmoid(o[j]) * math.tanh(seen))
+    h_next, y = hand_on(h_new, h, m)
+    return (c_next, h_next), y
+
+
+def hand_on(h_new, h, m):
+    """y = d h + (1 - d) h_new, and the h handed on is m y."""
+    y, h_next = [], []
     for j in range(len(h)):
-        i, f, g, o = (gate(n, j, x, h, W, U, b, m_x, m_h) for n in range(4))
-        c_new.append(sigmoid(f) * c[j] + sigmoid(i) * m_g[j] * math.tanh(g))
-        h_new.append(sigmoid(o) * math.tanh(c_new[j]))
-    return c_new, h_new
+        kept = m("zoned_hidden_state", 0, j)
+        y.append(kept * h[j] + (1 - kept) * h_new[j])
+        h_next.append(m("hidden_state", 0, j) * y[j])
+    return h_next, y
 
 
-def lstm(x, c, h, W, U, b, m_x, m_h, m_g, m_y, length, reverse=False):
-    """The first `length` steps of one example; y = m_y * h' [T, H], and last c, h."""
-    y = np.zeros((len(x), len(h)))
+def lstm_step(x, state, w, m):
+    c, h = state
+    i, f, g, o = (
+        [a + bias(n, j, w, len(h)) for j, a in enumerate(both(n, x, h, w, m))]
+        for n in range(4)
+    )
+    return emit(memory(i, f, g, c, m), c, o, h, m)
+
+
+def layer_norm_lstm_step(x, state, w, m):
+    """Each gate and the memory are normalised; f has 1 added after that."""
+    c, h = state
+    gain, shift = (np.array(w[name]).reshape(4, -1) for name in ("gain", "shift"))
+    i, f, g, o = (layer_norm(both(n, x, h, w, m), gain[n], shift[n]) for n in range(4))
+    c_new = memory(i, [v + 1 for v in f], g, c, m)
+    c_new = layer_norm(c_new, w["cell_gain"], w["cell_shift"])
+    return emit(c_new, c, o, h, m)
+
+
+def gru_step(x, state, w, m, candidate):
+    """h_new = z h + (1 - z) m_g n: neither h of it has the mask of U's operand."""
+    (h,) = state
+    z, r = (
+        [
+            m("gates", n, j) * sigmoid(a + bias(n, j, w, len(h)))
+            for j, a in enumerate(both(n, x, h, w, m))
+        ]
+        for n in range(2)
+    )
+    h_new = []
+    for j in range(len(h)):
+        a = from_input(2, j, x, w, m) + bias(2, j, w, len(h))
+        n = math.tanh(a + candidate(j, r, h, w, m))
+        h_new.append(z[j] * h[j] + (1 - z[j]) * m("update", 0, j) * n)
+    h_next, y = hand_on(h_new, h, m)
+    return (h_next,), y
+
+
+def gru_after_step(x, state, w, m):
+    """The reset gate multiplies (m_h * h) U_n + b_n."""
+
+    def candidate(j, r, h, w, m):
+        return r[j] * (from_state(2, j, h, w, m) + w["b_n"][j])
+
+    return gru_step(x, state, w, m, candidate)
+
+
+def gru_before_step(x, state, w, m):
+    """The reset gate multiplies h: (m_h * r * h) U_n."""
+
+    def candidate(j, r, h, w, m):
+        return from_state(2, j, [r[k] * h[k] for k in range(len(h))], w, m)
+
+    return gru_step(x, state, w, m, candidate)
+
+
+def simple_step(x, state, w, m):
+    """h_new = tanh((m_x * x) W + (m_h * h) U + b)."""
+    (h,) = state
+    a = both(0, x, h, w, m)
+    h_new = [math.tanh(a[j] + bias(0, j, w, len(h))) for j in range(len(h))]
+    h_next, y = hand_on(h_new, h, m)
+    return (h_next,), y
+
+
+def min_gru_step(x, state, w, m):
+    """h_new = (1 - z) h + z m_g n, z = m_z s(a_z) and n = a_n made from x alone."""
+    (h,) = state
+    h_new = []
+    for j in range(len(h)):
+        z, n = (from_input(n, j, x, w, m) + bias(n, j, w, len(h)) for n in range(2))
+        z = m("gates", 0, j) * sigmoid(z)
+        h_new.append((1 - z) * h[j] + z * m("update", 0, j) * n)
+    h_next, y = hand_on(h_new, h, m)
+    return (h_next,), y
+
+
+def unroll(step, x, state, weights, masks, example, length, reverse=False):
+    """The first `length` steps of one example; y [T, H], zero after, and last state."""
+    units = len(state[0])
+    w = dict(weights)
+    for kernel, site in (("W", "input_weights"), ("U", "recurrent_weights")):
+        if kernel in weights:
+            w[kernel] = drop(weights[kernel], masks.get(site), units)
+    y = np.zeros((len(x), units))
     steps = range(length)
     for t in reversed(steps) if reverse else steps:
-        c, h = lstm_step(x[t], c, h, W, U, b, m_x[t], m_h[t], m_g[t])
-        y[t] = [m_y[t, j] * h[j] for j in range(len(h))]
-    return y, np.array(c), np.array(h)
+        m = factors(masks, t, example)
+        state, output = step(x[t], state, w, m)
+        y[t] = [m("outputs", 0, j) * output[j] for j in range(units)]
+    return y, tuple(np.array(s) for s in state)

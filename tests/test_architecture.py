@@ -1,6 +1,7 @@
 """Modules import what DESIGN.md lists for them, and nothing else."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,16 +10,37 @@ import pytest
 import rdrop
 
 ROOT = Path(__file__).parent.parent
+CELL = {"cells.base", "dropout", "noise"}
 MAY_IMPORT = {
     "keys": set(),
     "noise": set(),
-    "dropout": {"keys", "noise"},
-    "cells": {"keys", "dropout"},
-    "scan": {"keys", "dropout", "cells"},
-    "layers": {"keys", "noise", "dropout", "cells", "scan"},
-    "__init__": {"keys", "noise", "dropout", "cells", "scan", "layers"},
+    "schedules": set(),
+    "lifetime": {"noise"},
+    "dropout": {"keys", "lifetime", "noise"},
+    "functional": {"noise"},
+    "cells.base": {"dropout", "keys", "noise"},
+    "cells.lstm": CELL,
+    "cells.gru": CELL,
+    "cells.simple": CELL,
+    "cells.min_gru": CELL,
+    "cells": {"cells.base", "cells.lstm", "cells.gru", "cells.simple", "cells.min_gru"},
+    "scan": {"dropout"},
+    "layers": {"cells", "cells.base", "dropout", "keys", "scan"},
+    "presets": {"dropout", "noise"},
+    "plot": {"dropout", "noise"},
+    "": {
+        "cells",
+        "dropout",
+        "functional",
+        "keys",
+        "layers",
+        "noise",
+        "presets",
+        "schedules",
+    },
 }
 CORE = {"jax", "flax", "numpy", "jaxtyping", "rdrop"} | sys.stdlib_module_names
+EXTRAS = {"plot": {"matplotlib"}}  # optional: no other module may need them
 LIBRARY = sorted((ROOT / "rdrop").rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
 
@@ -65,15 +87,37 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+def module_of(path):
+    """The name of a module within rdrop; that of a package is its folder's."""
+    parts = path.relative_to(ROOT / "rdrop").with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
 def test_library_module_imports_what_is_listed(path):
-    assert path.stem in MAY_IMPORT, f"{name_of(path)} is not in the layout"
-    assert set(imported_from_rdrop(parse(path))) <= MAY_IMPORT[path.stem]
+    module = module_of(path)
+    assert module in MAY_IMPORT, f"{name_of(path)} is not in the layout"
+    assert set(imported_from_rdrop(parse(path))) <= MAY_IMPORT[module]
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
 def test_library_needs_only_its_core_dependencies(path):
-    assert {module.split(".")[0] for module, _ in imports(parse(path))} <= CORE
+    allowed = CORE | EXTRAS.get(module_of(path), set())
+    assert {module.split(".")[0] for module, _ in imports(parse(path))} <= allowed
+
+
+def test_importing_the_library_imports_no_extra():
+    code = "import sys, rdrop; print('rdrop.plot' in sys.modules, *sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    plot, *modules = output.split()
+    assert plot == "False"
+    assert not {"matplotlib", "experiments"} & set(modules)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
@@ -82,7 +126,7 @@ def test_experiments_use_only_public_names(path):
 
 
 def test_every_listed_module_exists():
-    assert {path.stem for path in LIBRARY} == set(MAY_IMPORT)
+    assert {module_of(path) for path in LIBRARY} == set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +135,8 @@ def test_every_listed_module_exists():
         "import rdrop.cells",
         "from rdrop.cells import LSTMCell",
         "from rdrop import cells",
-        "import rdrop\nrdrop.cells.lstm_step",
+        "import rdrop\nrdrop.cells.lstm",
+        "import rdrop\nrdrop.dropout.resolve",
     ],
 )
 def test_private_use_is_seen(source):

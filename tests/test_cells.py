@@ -1,122 +1,29 @@
-"""The LSTM is the papers' (reference.py) and flax's; wrong arguments are refused."""
+"""Parameters, carries, dtypes and errors; for values see test_combinations.py."""
 
-import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 from flax import linen as nn
 
 import rdrop
-from rdrop import Masks
+from rdrop import Bernoulli, DropConnect, Dropout, Masks
 
-SITES = ("inputs", "outputs", "recurrent", "update")
-SUBSETS = [s for n in range(5) for s in itertools.combinations(SITES, n)]
-
-
-def assert_close(actual, expected):
-    """Both are a carry and outputs."""
-    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-
-
-def only(masks, sites):
-    return Masks(**{name: getattr(masks, name) for name in sites})
-
-
-def by_cell(problem, masks):
-    """The cell step by step, given the masks of each step."""
-    steps = jax.tree.map(
-        lambda mask: jnp.broadcast_to(mask, (5, *mask.shape[-3:])), masks
-    )
-
-    def step(carry, x_and_masks):
-        return problem.cell.apply(problem.params, carry, *x_and_masks)
-
-    carry, ys = jax.lax.scan(step, problem.carry, (problem.xs.swapaxes(0, 1), steps))
-    return carry, ys.swapaxes(0, 1)
-
-
-def by_rnn(problem, masks, lengths=None, reverse=False):
-    rnn = rdrop.RNN(problem.cell, reverse=reverse)
-    return rnn.apply(
-        problem.params, problem.xs, masks, initial_carry=problem.carry, lengths=lengths
-    )
-
-
-def by_reference(problem, masks, lengths=(5, 5, 5, 5), reverse=False):
-    batch, time, features = problem.xs.shape
-    sizes = {"inputs": (4, features), "recurrent": (4, 3), "update": (1, 3)}
-    dense = {
-        name: np.broadcast_to(
-            1.0 if (mask := getattr(masks, name)) is None else np.float64(mask),
-            (time, batch, *sizes.get(name, (1, 3))),
-        )
-        for name in SITES
-    }
-    xs, c, h, weights = jax.tree.map(
-        np.asarray, (problem.xs, *problem.carry, problem.params["params"])
-    )
-    examples = [
-        reference.lstm(
-            xs[n],
-            c[n],
-            h[n],
-            weights["kernel"],
-            weights["recurrent_kernel"],
-            weights["bias"],
-            dense["inputs"][:, n],
-            dense["recurrent"][:, n],
-            dense["update"][:, n, 0],
-            dense["outputs"][:, n, 0],
-            lengths[n],
-            reverse,
-        )
-        for n in range(batch)
-    ]
-    ys, c, h = (np.stack(results) for results in zip(*examples, strict=True))
-    return (c, h), ys
-
-
-OPTIONS = [  # each pair of options meets
-    {"gates": "shared", "per": "sequence", "batch": "each"},
-    {"gates": "shared", "per": "step", "batch": "shared"},
-    {"gates": "each", "per": "sequence", "batch": "shared"},
-    {"gates": "each", "per": "step", "batch": "each"},
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-def test_cell_and_rnn_match_the_equations(problem, every_site, options):
-    @jax.jit
-    def run(masks):
-        chosen = [only(masks, subset) for subset in SUBSETS]
-        return [(by_cell(problem, m), by_rnn(problem, m)) for m in chosen]
-
-    for scale in ("inverted", "expectation"):
-        masks = problem.draw(every_site(0.4, scale=scale, **options), time=5)
-        for subset, (from_cell, from_rnn) in zip(SUBSETS, run(masks), strict=True):
-            expected = by_reference(problem, only(masks, subset))
-            assert_close(from_cell, expected)
-            assert_close(from_rnn, expected)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("gates", ["shared", "each"])
-def test_padded_rnn_matches_the_equations(problem, every_site, gates, reverse):
-    masks = problem.draw(every_site(0.4, gates=gates, per="step"), time=5)
-    arguments = (problem, masks, problem.lengths, reverse)
-    assert_close(by_rnn(*arguments), by_reference(*arguments))
-
-
-def test_definition_by_masks_is_the_definition_by_keys(problem, every_site):
-    dropout = every_site(0.4, gates="each", per="step")
-    arguments = (problem.params, problem.carry, problem.xs[:, 0])
-    expected = problem.cell.apply(*arguments, problem.draw(dropout))
-    assert_close(problem.cell.apply(*arguments, dropout, problem.keys), expected)
+CELLS = {
+    "lstm": rdrop.LSTMCell,
+    "layer_norm_lstm": rdrop.LayerNormLSTMCell,
+    "gru": rdrop.GRUCell,
+    "gru_reset_before": lambda *args, **kw: rdrop.GRUCell(
+        *args, reset_after=False, **kw
+    ),
+    "simple": rdrop.SimpleCell,
+    "min_gru": rdrop.MinGRUCell,
+}
+GATES = {"lstm": 4, "layer_norm_lstm": 4, "gru": 3, "gru_reset_before": 3, "simple": 1}
+GATES["min_gru"] = 2
+every_cell = pytest.mark.parametrize("name", CELLS)
 
 
 def test_outputs_mask_leaves_the_carry_alone(problem):
@@ -128,112 +35,96 @@ def test_outputs_mask_leaves_the_carry_alone(problem):
     assert (h != 0).all()
 
 
-def flax_params(params):
-    """Our kernels as those of flax.linen.LSTMCell, whose gates have one each."""
-    kernel, recurrent, bias = (
-        jnp.split(params["params"][name], 4, axis=-1)
-        for name in ("kernel", "recurrent_kernel", "bias")
-    )
-    tree = {f"i{gate}": {"kernel": kernel[n]} for n, gate in enumerate("ifgo")}
-    tree |= {
-        f"h{gate}": {"kernel": recurrent[n], "bias": bias[n]}
-        for n, gate in enumerate("ifgo")
-    }
-    return {"params": tree}
-
-
-def test_without_noise_a_step_is_that_of_flax(problem):
-    theirs = nn.LSTMCell(3, param_dtype=jnp.float64)
-    arguments = (problem.carry, problem.xs[:, 0])
-    expected = theirs.apply(flax_params(problem.params), *arguments)
-    assert_close(problem.cell.apply(problem.params, *arguments), expected)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_rnns_of_flax_and_ours_agree(problem, reverse):
-    """Flax's RNN of flax's cell, of our cell, and our RNN."""
-    options = {"return_carry": True, "reverse": reverse, "keep_order": True}
-    lengths = jnp.array([5, 3, 1, 2])  # flax has no empty sequences
-    theirs = nn.RNN(nn.LSTMCell(3, param_dtype=jnp.float64), **options)
-    mixed = nn.RNN(problem.cell, **options)
-    ours = rdrop.RNN(problem.cell, reverse=reverse)
-
-    def nested(params):
-        return {"params": {"cell": params["params"]}}
-
-    carry = {"initial_carry": problem.carry}
-    outputs = [
-        theirs.apply(
-            nested(flax_params(problem.params)),
-            problem.xs,
-            seq_lengths=lengths,
-            **carry,
-        ),
-        mixed.apply(nested(problem.params), problem.xs, seq_lengths=lengths, **carry),
-        ours.apply(problem.params, problem.xs, lengths=lengths, **carry),
-    ]
-    valid = np.arange(5)[None] < np.asarray(lengths)[:, None]
-    (expected_carry, expected), *others = outputs
-    for other_carry, ys in others:
-        assert_close((other_carry, ys[valid]), (expected_carry, expected[valid]))
+@pytest.mark.parametrize("site", ["cell_state", "hidden_state"])
+def test_a_mask_for_h_handed_on_is_not_that_of_y_but_one_for_c_is(problem, site):
+    zeros = jnp.zeros((4, 1, 3), jnp.float32)
+    arguments = (problem.params, problem.carry, problem.xs[:, 0])
+    (c, h), y = problem.cell.apply(*arguments, Masks(**{site: zeros}))
+    assert c.any() == (site == "hidden_state")
+    assert y.any() == (site == "hidden_state")
+    assert not h.any()
 
 
 def test_flax_rnn_initialises_our_cell(problem):
     rnn = nn.RNN(problem.cell)
     params = rnn.init(jax.random.key(0), problem.xs)
     ys = rnn.apply(params, problem.xs)
-    expected = rdrop.RNN(problem.cell).apply(
-        {"params": params["params"]["cell"]}, problem.xs
-    )
-    assert_close(ys, expected[1])
+    own = {"params": params["params"]["cell"]}
+    _, expected = rdrop.RNN(problem.cell).apply(own, problem.xs)
+    np.testing.assert_allclose(ys, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def initial():
-    cell = rdrop.LSTMCell(8)
-    x = jnp.ones((2, 5), jnp.float32)
-    carry = cell.initialize_carry(jax.random.key(0), x.shape)
-    return cell.init(jax.random.key(0), carry, x)["params"]
+    """The initial parameters of each cell, for 5 features and 8 units."""
+    xs = jnp.ones((2, 1, 5), jnp.float32)
+    return {
+        name: rdrop.RNN(cell(8)).init(jax.random.key(0), xs)["params"]
+        for name, cell in CELLS.items()
+    }
 
 
-def test_initial_bias_is_one_for_the_forget_gate(initial):
-    np.testing.assert_array_equal(initial["bias"], np.repeat([0, 1, 0, 0], 8))
+BIASES = {
+    "lstm": {"bias": np.repeat([0, 1, 0, 0], 8)},
+    "layer_norm_lstm": {
+        "gain": np.ones(32),
+        "shift": np.zeros(32),
+        "cell_gain": np.ones(8),
+        "cell_shift": np.zeros(8),
+    },
+    "gru": {"bias": np.zeros(24), "recurrent_bias": np.zeros(8)},
+    "gru_reset_before": {"bias": np.zeros(24)},
+    "simple": {"bias": np.zeros(8)},
+    "min_gru": {"bias": np.zeros(16)},
+}
 
 
-def test_initial_recurrent_kernel_is_orthogonal(initial):
-    kernel = initial["recurrent_kernel"]
-    assert kernel.shape == (8, 32)
-    np.testing.assert_allclose(kernel @ kernel.T, np.eye(8), atol=1e-5)
+@every_cell
+def test_initial_parameters_are_those_documented(initial, name):
+    params = dict(initial[name])
+    kernel = params.pop("kernel")
+    bound = math.sqrt(6 / (5 + 8 * GATES[name]))
+    assert kernel.shape == (5, 8 * GATES[name])
+    assert 0.8 * bound < kernel.max() <= bound
+    assert -bound <= kernel.min() < -0.8 * bound
+    if name != "min_gru":
+        recurrent = params.pop("recurrent_kernel")
+        assert recurrent.shape == (8, 8 * GATES[name])
+        np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(8), atol=1e-5)
+    assert set(params) == set(BIASES[name])
+    for bias, expected in BIASES[name].items():
+        np.testing.assert_array_equal(params[bias], expected)
 
 
-def test_initial_kernel_is_glorot_uniform(initial):
-    kernel = initial["kernel"]
-    bound = math.sqrt(6 / (5 + 32))
-    assert kernel.shape == (5, 32)
-    assert abs(kernel).max() <= bound
-    assert kernel.max() > 0.9 * bound
-    assert kernel.min() < -0.9 * bound
+@every_cell
+def test_initial_carry_is_zero_in_its_dtypes(name):
+    cell = CELLS[name](8, dtype=jnp.bfloat16)
+    carry = cell.initialize_carry(jax.random.key(0), (2, 5))
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(carry)]
+    assert dtypes == [jnp.float32, jnp.bfloat16][-len(dtypes) :]
+    for leaf in jax.tree.leaves(carry):
+        assert leaf.shape == (2, 8)
+        assert not leaf.any()
 
 
-def test_initial_carry_is_zero_in_its_dtypes():
-    cell = rdrop.LSTMCell(8, dtype=jnp.bfloat16)
-    c, h = cell.initialize_carry(jax.random.key(0), (2, 5))
-    assert (c.shape, c.dtype, h.shape, h.dtype) == (
-        (2, 8), jnp.float32, (2, 8), jnp.bfloat16
-    )  # fmt: skip
-    assert not c.any()
-    assert not h.any()
-
-
-def test_half_precision_computes_close_to_full(problem, every_site):
-    full = rdrop.LSTMCell(3)
-    half = rdrop.LSTMCell(3, dtype=jnp.bfloat16)
-    params, xs = jax.tree.map(jnp.float32, (problem.params, problem.xs))
-    masks = problem.draw(every_site(0.4, gates="each", per="step"), time=5)
-    _, expected = rdrop.RNN(full).apply(params, xs, masks)
-    (c, h), ys = rdrop.RNN(half).apply(params, xs, masks)
-    assert (c.dtype, h.dtype, ys.dtype) == (jnp.float32, jnp.bfloat16, jnp.bfloat16)
-    np.testing.assert_allclose(np.float32(ys), expected, atol=0.05)
+@every_cell
+def test_half_precision_computes_close_to_full(rng, name):
+    """The memory c is carried in full; outputs are in half."""
+    full, half = CELLS[name](3), CELLS[name](3, dtype=jnp.bfloat16)
+    xs = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    carry = full.initialize_carry(jax.random.key(0), xs.shape)
+    params = full.init(jax.random.key(0), carry, xs)
+    noise = Bernoulli(0.4, per="step")
+    dropout = Dropout(inputs=noise, input_weights=DropConnect(0.2), outputs=noise)
+    if name != "min_gru":
+        dropout = dropout.replace(recurrent=noise)
+    keys = rdrop.stream_keys(jax.random.key(0))
+    _, expected = full.apply(params, carry, xs, dropout, keys)
+    carry = half.initialize_carry(jax.random.key(0), xs.shape)
+    carry, y = half.apply(params, carry, xs, dropout, keys)
+    dtypes = [leaf.dtype for leaf in (*jax.tree.leaves(carry), y)]
+    assert dtypes == [jnp.float32, jnp.bfloat16, jnp.bfloat16][-len(dtypes) :]
+    np.testing.assert_allclose(np.float32(y), expected, atol=0.05)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -246,7 +137,7 @@ def test_input_of_a_wrong_rank_is_refused(problem, shape):
 
 @pytest.mark.usefixtures("unchecked")
 def test_input_of_other_features_is_refused(problem):
-    message = r"inputs must have 2 features, as the parameters do, got shape \(4, 7\)"
+    message = "`x` must have 2 features, as the parameters do, got 7"
     with pytest.raises(ValueError, match=message):
         problem.cell.apply(problem.params, problem.carry, jnp.zeros((4, 7)))
 
@@ -255,6 +146,23 @@ def test_input_of_other_features_is_refused(problem):
 @pytest.mark.parametrize("shapes", [[(3, 3)] * 2, [(4, 7)] * 2, [(4, 3)], [(3,)] * 2])
 def test_carry_of_a_wrong_shape_is_refused(problem, shapes):
     carry = tuple(jnp.zeros(shape) for shape in shapes)
-    message = r"`carry` must be \(c, h\), each of shape \[B, H\] = \(4, 3\), got \[\("
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="`carry` must be") as error:
         problem.cell.apply(problem.params, carry, problem.xs[:, 0])
+    assert str(error.value) == (
+        "`carry` must be a tuple (c, h), each of shape [B, H] = (4, 3), got tuple of "
+        f"{shapes}."
+    )
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["gru", "simple", "min_gru"])
+def test_carry_that_is_not_h_alone_is_refused(name):
+    cell, xs = CELLS[name](3), jnp.zeros((4, 2), jnp.float32)
+    h = jnp.zeros((4, 3), jnp.float32)
+    params = cell.init(jax.random.key(0), h, xs)
+    for carry, got in (((h, h), "tuple of [(4, 3), (4, 3)]"), (h[:2], "of [(2, 3)]")):
+        with pytest.raises(ValueError, match="`carry` must be h of shape") as error:
+            cell.apply(params, carry, xs)
+        message = str(error.value)
+        assert message.startswith("`carry` must be h of shape [B, H] = (4, 3), got ")
+        assert message.endswith(f"{got}.")

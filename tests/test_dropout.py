@@ -1,5 +1,7 @@
 """Sites draw independently of each other, and wrong noise is refused by name."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,10 @@ import optax
 import pytest
 
 import rdrop
-from rdrop import Bernoulli, Dropout, Masks
+from rdrop import Bernoulli, DropConnect, Dropout, Gaussian, Masks, Mix, Zoneout
+from rdrop.dropout import resolve
 
 SITES = ("inputs", "outputs", "recurrent", "update")
-LATER = ("input_weights", "gates", "cell_state", "hidden_state", "recurrent_weights")
 
 
 def assert_same_masks(actual, expected, names=SITES):
@@ -45,7 +47,8 @@ def test_options_of_a_site_change_no_other_mask(problem, every_site):
     assert_same_masks(problem.draw(every, 5), problem.draw(other, 5), unchanged)
 
 
-def test_sites_streams_layers_directions_and_seeds_differ(big, every_site):
+def test_sites_streams_layers_directions_and_seeds_differ(big):
+    """All nine sites of an LSTM: no two masks begin with the same 50 units."""
     other_key = jax.random.key(9)
     places = [
         {},
@@ -53,9 +56,17 @@ def test_sites_streams_layers_directions_and_seeds_differ(big, every_site):
         {"direction": "backward"},
         {"inputs": other_key, "recurrent": jax.random.key(8)},
     ]
-    drawn = [big.draw(every_site(0.5), **place) for place in places]
-    masks = [np.asarray(getattr(m, name)).tobytes() for m in drawn for name in SITES]
-    assert len(set(masks)) == len(places) * len(SITES)
+    noises = {"Bernoulli": Bernoulli(0.5), "DropConnect": DropConnect(0.5)}
+    dropout = Dropout(
+        **{s: noises[takes.split("(")[0]] for s, (takes, _) in TAKES.items()}
+    )
+    drawn = [big.draw(dropout, **place) for place in places]
+    masks = [
+        np.asarray(getattr(mask, name)).ravel()[:50].tobytes()
+        for mask in drawn
+        for name in TAKES
+    ]
+    assert len(set(masks)) == len(places) * len(TAKES)
 
 
 @pytest.mark.parametrize(
@@ -133,22 +144,64 @@ def test_unresolved_schedule_is_not_drawn(problem):
         problem.draw(ramp)
 
 
-@pytest.mark.parametrize("name", LATER)
-def test_site_without_implementation_is_refused_by_name(name):
-    with pytest.raises(NotImplementedError, match=f"`{name}` is not implemented yet"):
-        Dropout(**{name: Bernoulli(0.5)})
+MULTIPLIER = "Bernoulli(rate) or Gaussian(rate)"
+STATE = f"{MULTIPLIER} or Zoneout(rate)"
+TAKES = {  # each site, the kinds it takes as its message has them, and one it does not
+    "inputs": (MULTIPLIER, Zoneout(0.5)),
+    "outputs": (MULTIPLIER, DropConnect(0.5)),
+    "input_weights": ("DropConnect(rate)", Bernoulli(0.5)),
+    "recurrent": (MULTIPLIER, Zoneout(0.5)),
+    "update": (MULTIPLIER, DropConnect(0.5)),
+    "gates": (MULTIPLIER, Zoneout(0.5)),
+    "cell_state": (STATE, DropConnect(0.5)),
+    "hidden_state": (STATE, DropConnect(0.5)),
+    "recurrent_weights": ("DropConnect(rate)", Gaussian(0.5)),
+}
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("number", [0.5, 0, 1, np.float32(0.5)])
-@pytest.mark.parametrize("name", SITES)
-def test_bare_number_is_refused(name, number):
-    message = rf"`{name}` must be a noise such as Bernoulli\({number}\), got {number}"
-    with pytest.raises(TypeError, match=message):
-        Dropout(**{name: number})
+@pytest.mark.parametrize("name", TAKES)
+def test_what_a_site_does_not_take_is_refused(name):
+    """Bare numbers, text, and noise of a kind that has no meaning there."""
+    takes, other_kind = TAKES[name]
+    for value in (0.5, 0, True, np.float32(0.5), np.ones(3), jnp.ones(3), "0.5"):
+        with pytest.raises(TypeError) as error:
+            Dropout(**{name: value})
+        assert str(error.value) == f"Site `{name}` takes {takes}, got {value!r}."
+    with pytest.raises(TypeError) as error:
+        Dropout(**{name: other_kind})
+    assert str(error.value) == f"Site `{name}` takes {takes}, got {other_kind!r}."
 
 
-@pytest.mark.parametrize("name", ["outputs", "update"])
+CELLS = {
+    "SimpleCell": (rdrop.SimpleCell, {"update", "gates", "cell_state"}),
+    "GRUCell": (rdrop.GRUCell, {"cell_state"}),
+    "MinGRUCell": (
+        rdrop.MinGRUCell,
+        {"recurrent", "cell_state", "recurrent_weights"},
+    ),
+    "LSTMCell": (rdrop.LSTMCell, set()),
+    "LayerNormLSTMCell": (rdrop.LayerNormLSTMCell, set()),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_site_that_a_cell_lacks_is_refused_by_name(problem, name):
+    cell, lacks = CELLS[name]
+    sites = cell(3).sites(2)
+    assert set(TAKES) - set(sites) == lacks
+    for site in lacks:
+        weights = site.endswith("_weights")
+        noise = DropConnect(0.5) if weights else Bernoulli(0.5)
+        message = f"Site `{site}` does not exist in this cell; it has inputs, outputs, "
+        for keys in (problem.keys, None):
+            with pytest.raises(ValueError, match=message):
+                resolve(Dropout(**{site: noise}), keys, sites, 4)
+        with pytest.raises(ValueError, match=message):
+            resolve(Masks(**{site: jnp.ones((4, 1, 3))}), None, sites, 4)
+
+
+@pytest.mark.parametrize("name", ["outputs", "update", "cell_state", "hidden_state"])
 def test_gates_cannot_differ_where_none_read(problem, name):
     message = f'Site `{name}`: `gates` must be "shared".*, got "each"'
     with pytest.raises(ValueError, match=message):
@@ -157,7 +210,10 @@ def test_gates_cannot_differ_where_none_read(problem, name):
 
 @pytest.mark.parametrize("name", SITES)
 def test_rate_that_does_not_fit_the_site_is_refused(problem, name):
-    message = rf"Site `{name}`: `rate` must broadcast .*\(4, 1, \d\), got shape \(7,\)"
+    message = (
+        rf"Site `{name}`: `rate` must broadcast to the mask's axes \(4, 1, [23]\), "
+        r"got shape \(7,\)"
+    )
     with pytest.raises(ValueError, match=message):
         problem.draw(Dropout(**{name: Bernoulli(jnp.zeros(7))}))
 
@@ -183,9 +239,8 @@ def run_step(problem, dropout, keys=None):
     "shape", [(4, 2), (3, 1, 2), (4, 2, 2), (4, 1, 3), (5, 4, 1, 2)]
 )
 def test_masks_of_a_wrong_shape_are_refused(problem, shape):
-    message = r"`masks.inputs` must have the axes .* = \(4, 4, 2\).*got shape \(" + str(
-        shape[0]
-    )
+    got = r", ".join(map(str, shape))
+    message = rf"`masks.inputs` must have the axes \(4, 4, 2\), .* got shape \({got}\)"
     with pytest.raises(ValueError, match=message):
         run_step(problem, Masks(inputs=jnp.ones(shape)))
 
@@ -195,9 +250,14 @@ def test_masks_beside_keys_are_refused(problem):
         run_step(problem, Masks(), problem.keys)
 
 
-def test_masks_of_a_site_without_implementation_are_refused(problem):
-    with pytest.raises(NotImplementedError, match="`gates` is not implemented yet"):
-        run_step(problem, Masks(gates=jnp.ones((4, 1, 3))))
+def test_masks_of_a_wrong_shape_are_refused_at_every_site(problem):
+    for name, site in problem.sites.items():
+        axes = (site.rows or 4, site.gates, site.units)
+        wrong = jnp.ones((7, *axes[1:]))
+        mask = Mix(wrong) if name.endswith("_state") else wrong
+        message = rf"`masks.{name}` must have the axes {re.escape(str(axes))}, .* got"
+        with pytest.raises(ValueError, match=message):
+            run_step(problem, Masks(**{name: mask}))
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -72,13 +72,42 @@ def test_what_is_not_one_typed_key_is_refused(key, error, message):
         rdrop.stream_keys(key)
 
 
+SITES = {"inputs": rdrop.Site(gates=4, units=3)}
+NOISE = rdrop.Dropout(inputs=rdrop.Bernoulli(0.5))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("stream", ["inputs", "recurrent"])
-def test_untyped_stream_is_refused_where_it_is_used(stream):
-    keys = rdrop.stream_keys(jax.random.key(0)).replace(**{stream: RAW})
-    message = rf"`keys.{stream}` must be a typed PRNG key.*got uint32\[2\]"
-    with pytest.raises(TypeError, match=message):
-        keys.site(stream, "a")
+@pytest.mark.parametrize(
+    ("key", "error", "message"),
+    [
+        (RAW, TypeError, r"must be a typed PRNG key.*got uint32\[2\]"),
+        (None, TypeError, "must be a typed PRNG key.*got NoneType"),
+        (
+            jax.random.split(jax.random.key(0), 3),
+            ValueError,
+            r"must be a single key, got an array of shape \(3,\)",
+        ),
+    ],
+)
+def test_stream_without_one_typed_key_is_not_drawn_from(stream, key, error, message):
+    keys = rdrop.stream_keys(jax.random.key(0)).replace(**{stream: key})
+    with pytest.raises(error, match=f"`keys.{stream}` {message}"):
+        rdrop.draw(NOISE, keys, SITES, 2)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (0.5, TypeError, r"must be an integer, got 0\.5"),
+        (np.arange(3), ValueError, r"must be a single step, got shape \(3,\)"),
+    ],
+)
+def test_step_that_is_not_one_integer_is_not_drawn_at(step, error, message):
+    keys = rdrop.stream_keys(jax.random.key(0)).replace(step=step)
+    with pytest.raises(error, match=f"`keys.step` {message}"):
+        rdrop.draw(NOISE, keys, SITES, 2)
 
 
 def test_unknown_direction_is_refused():
@@ -86,3 +115,9 @@ def test_unknown_direction_is_refused():
     message = '`direction` must be "forward" or "backward", got \'up\''
     with pytest.raises(ValueError, match=message):
         keys.replace(direction="up")
+
+
+def test_negative_layer_is_refused():
+    keys = rdrop.stream_keys(jax.random.key(0))
+    with pytest.raises(ValueError, match="`layer` must be 0 or more, got -1"):
+        keys.replace(layer=-1)

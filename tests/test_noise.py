@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from rdrop import Bernoulli
+from rdrop import Bernoulli, DropConnect, Gaussian, Mix, Zoneout
+from rdrop.lifetime import draw_step, draw_steps
 
 KEY = jax.random.key(0)
 SHAPE = (50, 4, 100)
@@ -86,15 +87,21 @@ def test_options_share_axes():
     assert Bernoulli(0.5).shape(5, 4, 3) == (5, 1, 3)
     assert Bernoulli(0.5, gates="each").shape(5, 4, 3) == (5, 4, 3)
     assert Bernoulli(0.5, batch="shared").shape(5, 4, 3) == (1, 1, 3)
+    assert Bernoulli(0.5, units="shared").shape(5, 4, 3) == (5, 1, 1)
 
 
-def test_one_program_serves_every_rate_and_vmap_is_the_loop():
+KINDS = (Bernoulli, Gaussian, Zoneout, DropConnect)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_program_serves_every_rate_and_vmap_is_the_loop(kind):
     rates = jnp.asarray([0.0, 0.2, 0.7, 1.0], jnp.float32)
-    program = jax.jit(lambda rate: Bernoulli(rate).draw(KEY, (3, 1, 4)))
-    looped = jnp.stack([program(rate) for rate in rates])
+    program = jax.jit(lambda rate: kind(rate).draw(KEY, (3, 1, 4)))
+    looped = jax.tree.map(lambda *m: jnp.stack(m), *[program(r) for r in rates])
     assert program._cache_size() == 1
-    np.testing.assert_array_equal(jax.vmap(program)(rates), looped)
-    np.testing.assert_array_equal(program(0.2), draw(0.2, (3, 1, 4)))
+    mapped, eager = jax.vmap(program)(rates), kind(0.2).draw(KEY, (3, 1, 4))
+    for actual, expected in ((mapped, looped), (eager, program(0.2))):
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
@@ -104,6 +111,158 @@ def test_gradient_in_the_rate_is_zero(rate, scale):
         return Bernoulli(rate, scale=scale).draw(KEY, (3, 1, 4)).sum()
 
     assert jax.jit(jax.grad(total))(rate) == 0
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_gaussian_has_mean_one_and_the_variance_of_an_inverted_mask(rate):
+    mask = np.float64(Gaussian(rate).draw(KEY, SHAPE))
+    variance = rate / (1 - rate)
+    assert abs(mask.mean() - 1) <= 5 * math.sqrt(variance / mask.size)
+    sd_of_variance = variance * math.sqrt(2 / (mask.size - 1))
+    assert abs(mask.var(ddof=1) - variance) <= 5 * sd_of_variance
+    above = (mask > 1).sum()
+    assert_frequency(above, mask.size, 0.5)
+
+
+def test_gaussian_masks_of_two_rates_come_from_the_same_numbers():
+    low, high = (np.float64(Gaussian(rate).draw(KEY, SHAPE)) for rate in (0.2, 0.5))
+    np.testing.assert_allclose((low - 1) * 2, high - 1, rtol=1e-4, atol=1e-6)
+
+
+def test_gaussian_at_rate_zero_is_exactly_one():
+    assert (Gaussian(0.0).draw(KEY, SHAPE) == 1).all()
+    assert Gaussian(0.5).expected() is None
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("rate", [1, 1.0, np.float32(1), np.array([0.5, 1.0])])
+def test_gaussian_at_rate_one_is_refused(rate):
+    with pytest.raises(
+        ValueError, match=r"`rate` of Gaussian must lie in \[0, 1\), got"
+    ):
+        Gaussian(rate)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rate", [-0.1, 1.5, math.nan])
+def test_rate_of_each_kind_outside_the_unit_interval_is_refused(kind, rate):
+    with pytest.raises(ValueError, match=rf"`rate` must lie in \[0, 1\], got {rate}"):
+        kind(rate)
+
+
+def test_gaussian_gradient_in_the_rate_is_that_of_its_formula():
+    def total(rate):
+        return Gaussian(rate).draw(KEY, (3, 1, 4)).sum()
+
+    gradient = jax.jit(jax.grad(total))
+    for rate in (0.0, 1.0):
+        assert gradient(rate) == 0
+    for rate in (1e-6, 0.2, 0.9):
+        numbers = (total(0.5) - 12) / 1.0  # the sum of the normal numbers
+        slope = 0.5 / math.sqrt(rate / (1 - rate)) / (1 - rate) ** 2
+        np.testing.assert_allclose(gradient(rate), numbers * slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_zoneout_keeps_the_old_value_with_its_rate(rate):
+    share = np.asarray(Zoneout(rate).draw(KEY, SHAPE).share)
+    assert set(np.unique(share)) == {0, 1}
+    assert_frequency((share == 1).sum(), share.size, rate)
+    np.testing.assert_array_equal(share == 1, draw(rate) == 0)
+
+
+def test_zoneout_at_its_ends_and_in_evaluation():
+    assert not Zoneout(0.0).draw(KEY, SHAPE).share.any()
+    assert Zoneout(1.0).draw(KEY, SHAPE).share.all()
+    expected = Zoneout(0.25).expected()
+    assert isinstance(expected, Mix)
+    assert expected.share == 0.25
+    assert (Zoneout(0.5).per, Bernoulli(0.5).per) == ("step", "sequence")
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropconnect_drops_weights_with_its_rate(rate):
+    mask = np.float64(DropConnect(rate).draw(KEY, SHAPE))
+    assert_frequency((mask == 0).sum(), mask.size, rate)
+    assert set(np.unique(mask)) == {0, np.float32(1) / (1 - np.float32(rate))}
+    assert abs(mask.mean() - 1) <= 5 * math.sqrt(rate / (1 - rate) / mask.size)
+    assert DropConnect(rate).expected() is None
+
+
+def test_dropconnect_by_row_gives_the_rows_one_mask():
+    assert DropConnect(0.5).shape(6, 4, 3) == (6, 4, 3)
+    assert DropConnect(0.5, by="row").shape(6, 4, 3) == (1, 4, 3)
+
+
+DRIFTING = (3, 2, 5)
+
+
+@pytest.fixture(scope="module")
+def drifting():
+    """Masks of 60 steps from one program for every drift, and that program."""
+
+    @jax.jit
+    def masks(drift, step=0):
+        kinds = (Bernoulli, Gaussian, Zoneout)
+        noises = [kind(0.4, per="step", drift=drift) for kind in kinds]
+        return [draw_steps(noise, KEY, DRIFTING, step, 60) for noise in noises]
+
+    return masks
+
+
+@pytest.mark.parametrize(("drift", "per"), [(0.0, "sequence"), (1.0, "step")])
+def test_drift_runs_from_a_held_mask_to_one_a_step(drifting, drift, per):
+    bernoulli, gaussian, zoneout = drifting(drift)
+    kinds = ((Bernoulli, bernoulli), (Gaussian, gaussian), (Zoneout, zoneout.share))
+    for kind, actual in kinds:
+        held = draw_steps(kind(0.4, per=per), KEY, DRIFTING, 0, 60)
+        (expected,) = jax.tree.leaves(held)
+        np.testing.assert_array_equal(actual, jnp.broadcast_to(expected, actual.shape))
+
+
+def test_one_program_serves_every_drift(drifting):
+    for drift in (0.0, 0.3, 1.0):
+        drifting(drift)
+    assert drifting._cache_size() == 1
+
+
+@pytest.mark.parametrize("drift", [0.1, 0.5, 0.9])
+def test_a_number_is_drawn_anew_with_the_probability_of_drift(drifting, drift):
+    """Normal numbers do not agree by chance, so that a change is a redraw."""
+    bernoulli, gaussian, _ = map(np.asarray, map(jax.tree.leaves, drifting(drift)))
+    redrawn = gaussian[0][1:] != gaussian[0][:-1]
+    assert_frequency(redrawn.sum(), redrawn.size, drift)
+    for axes in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):
+        for count in redrawn.sum(axes):
+            assert_frequency(count, redrawn.size // redrawn.sum(axes).size, drift)
+    assert set(np.unique(bernoulli)) == set(np.unique(draw(0.4)))
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.3, 1.0])
+def test_drifting_masks_are_those_of_each_step_and_of_later_chunks(drifting, drift):
+    masks = drifting(drift)
+    for later, mask in zip(drifting(drift, 50), masks, strict=True):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_array_equal(a[:10], b[50:]), later, mask
+        )
+    noise = Bernoulli(0.4, per="step", drift=drift)
+    step = jax.jit(lambda noise, t: draw_step(noise, KEY, DRIFTING, t))
+    for t in (0, 1, 59):
+        np.testing.assert_array_equal(step(noise, t), masks[0][t])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_drift_of_a_held_mask_and_outside_the_unit_interval_is_refused():
+    message = '`drift` must be None unless per="step", got 0.5 with per="sequence"'
+    with pytest.raises(ValueError, match=message):
+        Bernoulli(0.5, drift=0.5)
+    with pytest.raises(ValueError, match=r"`drift` must lie in \[0, 1\], got 1.5"):
+        Bernoulli(0.5, per="step", drift=1.5)
+    noise = Bernoulli(0.5, per="step", drift=jnp.zeros(7))
+    message = r"`drift` must broadcast to the mask's axes \(3, 2, 5\), got shape \(7,\)"
+    with pytest.raises(ValueError, match=message):
+        draw_step(noise, KEY, DRIFTING, 0)
 
 
 def test_expected_is_the_factor_only_of_the_expectation_scale():
@@ -153,21 +312,37 @@ def test_numpy_rate_outside_the_unit_interval_is_refused(rate):
 
 @pytest.mark.usefixtures("unchecked")
 def test_text_as_a_rate_is_refused():
-    message = r"`rate` must be a number, an array or a schedule, got '0.5'"
-    with pytest.raises(TypeError, match=message):
-        Bernoulli("0.5")
+    for kind in KINDS:
+        for rate in ("0.5", [0.5], (0.1, 0.2)):
+            with pytest.raises(TypeError) as error:
+                kind(rate)
+            message = f"`rate` must be a number, an array or a schedule, got {rate!r}."
+            assert str(error.value) == message
+
+
+def test_no_rate_is_refused():
+    message = "`rate` must be a number, an array or a schedule, got None"
+    with pytest.raises(ValueError, match=message):
+        Bernoulli(None).draw(KEY, SHAPE)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 1), (7, 1, 1), (1, 1, 1, 1), (50, 4, 7)])
 def test_rate_array_that_does_not_broadcast_is_refused(shape):
-    message = r"`rate` must broadcast .* = \(50, 4, 100\), got shape \(" + str(shape[0])
-    with pytest.raises(ValueError, match=message):
+    message = r"`rate` must broadcast to the mask's axes \(50, 4, 100\), got shape \("
+    with pytest.raises(ValueError, match=message + str(shape[0])):
         draw(jnp.zeros(shape))
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("option", ["per", "gates", "batch", "scale"])
+@pytest.mark.parametrize("option", ["per", "gates", "batch", "units", "scale"])
 def test_unknown_option_is_refused(option):
     message = rf"`{option}` must be one of \('\w+', '\w+'\), got 'often'"
     with pytest.raises(ValueError, match=message):
         Bernoulli(0.5, **{option: "often"})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_unknown_option_of_dropconnect_is_refused():
+    message = r"`by` must be one of \('weight', 'row'\), got 'often'"
+    with pytest.raises(ValueError, match=message):
+        DropConnect(0.5, by="often")

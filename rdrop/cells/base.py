@@ -230,4 +230,5 @@ def hand_on(
     """Returns the state that the next step sees: multiplied, or mixed with the old."""
     if not isinstance(mask, Mix):
         return mask_units(new, mask)
-    return mask_units(old, mask.share) + mask_units(new, 1 - mask.share)
+    share = mask.share.astype(new.dtype)
+    return mask_units(old, share) + mask_units(new, 1 - share)

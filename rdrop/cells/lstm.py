@@ -129,6 +129,7 @@ class LSTMCell(Cell):
         units, dtype, param_dtype: as in `Cell`.
 
     Example:
+        >>> import jax
         >>> cell = LSTMCell(8)
         >>> x = jnp.ones((2, 3))
         >>> carry = cell.initialize_carry(jax.random.key(0), x.shape)

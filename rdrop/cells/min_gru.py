@@ -93,8 +93,5 @@ class MinGRUCell(Cell):
         mask = masks.hidden_state
         if not isinstance(mask, Mix):
             return mask_units(factor, mask), mask_units(term, mask)
-        new = 1 - mask.share
-        return (
-            mask_units(factor, new) + mask_units(jnp.ones_like(factor), mask.share),
-            mask_units(term, new),
-        )
+        old = jnp.ones_like(factor)
+        return hand_on(factor, old, mask), hand_on(term, jnp.zeros_like(term), mask)
