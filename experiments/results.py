@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import rdrop
 from experiments.config import Train
 from experiments.train import Metrics
 
-PACKAGES = ("rdrop", "jax", "jaxlib", "flax", "optax", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def stack(chunks: Sequence[Metrics]) -> Metrics:
@@ -26,7 +27,7 @@ def stack(chunks: Sequence[Metrics]) -> Metrics:
 def environment() -> dict:
     """What the numbers may depend on besides the config: versions and platform."""
     return {
-        "versions": {"python": platform.python_version()}
+        "versions": {"python": platform.python_version(), "rdrop": rdrop.__version__}
         | {name: version(name) for name in PACKAGES},
         "platform": {
             "backend": jax.default_backend(),

@@ -209,7 +209,8 @@ class Gaussian(Noise):
     """Multiplies by noise of N(1, p / (1 - p)), p = `rate` in [0, 1) [1, section 10].
 
     Mean and variance are those of an inverted Bernoulli mask. The mask is
-    differentiable in its rate; evaluation has no mask.
+    differentiable in its rate; evaluation has no mask. Its last digit may depend on the
+    size of the batch, unlike that of masks that drop.
 
     Attributes:
         rate, per, gates, batch, units, drift: as in `Noise`.

@@ -125,6 +125,7 @@ def test_a_signal_keeps_what_was_finished(pytestconfig, tmp_path, number):
         stdout, _ = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.stdout.close()
     assert process.returncode == 130
     assert "Stopped after" in stdout
     lines = [json.loads(li) for li in (out / "results.jsonl").read_text().splitlines()]

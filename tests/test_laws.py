@@ -229,6 +229,10 @@ def test_other_sites_batch_and_time_change_no_mask(name, kind):
     dropout = every_site(cell, kind, 0.4)
     every = draw(cell, dropout)
     larger = draw(cell, dropout, TIME + 2, batch=BATCH + 3)
+    # XLA may round the last digit of a normal number by where it lies in the array.
+    same = assert_equal
+    if kind == "gaussian":
+        same = functools.partial(assert_close, tolerance=1e-6)
     for site, noise in dropout.sites():
         mask = getattr(every, site)
         alone = draw(cell, Dropout(**{site: noise}))
@@ -236,7 +240,7 @@ def test_other_sites_batch_and_time_change_no_mask(name, kind):
         if site in WEIGHTS:
             assert_equal(getattr(larger, site), mask)
         else:
-            assert_equal(cropped(getattr(larger, site)), mask)
+            same(cropped(getattr(larger, site)), mask)
 
 
 def cropped(mask):
