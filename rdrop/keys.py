@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Int, Key
 
+from rdrop.threefry import fold_in
+
 
 class StreamKeys(struct.PyTreeNode):
     """The explicit keys of a recurrent layer, one a stream, and its place in the net.
@@ -58,7 +60,7 @@ class StreamKeys(struct.PyTreeNode):
         """
         key = getattr(self, stream)
         for coordinate in (self.layer, _tag(self.direction), _tag(name)):
-            key = jax.random.fold_in(key, coordinate)
+            key = fold_in(key, coordinate)
         return key
 
 
@@ -77,9 +79,7 @@ def stream_keys(key: Key[Array, ""]) -> StreamKeys:
         ValueError: `key` is an array of keys; vmap over it instead.
     """
     _check("key", key)
-    inputs, recurrent = (
-        jax.random.fold_in(key, _tag(s)) for s in ("inputs", "recurrent")
-    )
+    inputs, recurrent = (fold_in(key, _tag(s)) for s in ("inputs", "recurrent"))
     return StreamKeys(inputs=inputs, recurrent=recurrent)
 
 

@@ -6,7 +6,8 @@ part of every key, so no two layers or directions share a mask.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,12 @@ from jaxtyping import Array, Bool, Float
 from rdrop.cells import Cell, MinGRUCell, mask_units
 from rdrop.cells.base import Carry, check_carry, drop_weights
 from rdrop.dropout import Dropout, Masks, resolve
+from rdrop.fused import fused_scan
 from rdrop.keys import StreamKeys
-from rdrop.scan import affine_scan, scan
+from rdrop.scan import affine_scan, align, plain_scan
 
 Noise: TypeAlias = Dropout | Masks | None
+Loop: TypeAlias = Literal["fused", "recompute", "plain"]
 # Loose on purpose: wrong ranks and lengths get this module's own errors.
 Xs: TypeAlias = Float[Array, "..."]
 
@@ -36,6 +39,14 @@ class RNN(nn.Module):
         time_major: whether sequences are [T, B, D] rather than [B, T, D].
         reverse: whether to run from the last step to the first. Outputs stay at the
             time steps of their inputs, and keys are those of direction "backward".
+        loop: "fused" has a derivative written by hand, for the cells that supply one:
+            LSTM, GRU and simple. "recompute" keeps the carry alone for it, and computes
+            the rest again. "plain" is the definition, which also has derivatives in
+            forward mode (`jax.jvp`, `jax.jacfwd`).
+
+    Raises:
+        ValueError: `loop` is another word, or "recompute" for a cell that does not
+            supply its derivative.
 
     Example:
         >>> from rdrop import LSTMCell
@@ -49,6 +60,11 @@ class RNN(nn.Module):
     cell: Cell
     time_major: bool = False
     reverse: bool = False
+    loop: Loop = "fused"
+
+    def __post_init__(self):
+        _check_loop(self.loop, self.cell)
+        super().__post_init__()
 
     def setup(self):  # noqa: D102
         nn.share_scope(self, self.cell)
@@ -87,28 +103,31 @@ class RNN(nn.Module):
         if xs.ndim != 3:
             axes = "[T, B, D]" if self.time_major else "[B, T, D]"
             raise ValueError(f"`xs` must have the axes {axes}, got shape {xs.shape}.")
-        xs = xs if self.time_major else xs.swapaxes(0, 1)
-        carry, ys = self._unroll(xs, dropout, keys, initial_carry, lengths)
-        return carry, ys if self.time_major else ys.swapaxes(0, 1)
-
-    def _unroll(self, xs, dropout, keys, carry, lengths):
-        cell = self.cell
-        time, batch, features = xs.shape
+        cell, axis = self.cell, 0 if self.time_major else 1
+        time, batch, features = xs.swapaxes(0, axis).shape
         if isinstance(keys, StreamKeys) and self.reverse:
             keys = keys.replace(direction="backward")
+        carry = initial_carry
         if carry is None:
             carry = cell.initialize_carry(jax.random.key(0), (batch, features))
         check_carry("initial_carry", carry, cell, (batch, features))
         valid = None
         if lengths is not None:
             valid = _valid(lengths, time, batch)
-            xs = jnp.where(valid[..., None], xs, 0)
+            xs = jnp.where(valid.swapaxes(0, axis)[..., None], xs, 0)
         masks = resolve(dropout, keys, cell.sites(features), batch, time)
         weights = drop_weights(cell.weights(xs, "xs"), masks)
-        zs = cell.project(weights, xs, masks)
-        unroll = _affine if isinstance(cell, MinGRUCell) else _stepwise
-        carry, ys = unroll(cell, weights, carry, zs, masks, valid, self.reverse)
-        return carry, mask_units(ys, masks.outputs)
+        carry, ys = self._loop()(
+            cell, weights, carry, xs, _inside(masks), valid, self.reverse, axis
+        )
+        return carry, mask_units(ys, align(masks.outputs, axis))
+
+    def _loop(self):
+        if isinstance(self.cell, MinGRUCell):
+            return _affine
+        if self.loop == "plain" or not self.cell.is_linearised():
+            return plain_scan
+        return partial(fused_scan, recompute=self.loop == "recompute")
 
 
 class Bidirectional(nn.Module):
@@ -121,14 +140,16 @@ class Bidirectional(nn.Module):
         forward: the cell that runs from the first step to the last.
         backward: the cell that runs from the last step to the first.
         time_major: whether sequences are [T, B, D] rather than [B, T, D].
+        loop: as in `RNN`.
 
     Raises:
-        ValueError: both are one and the same module.
+        ValueError: both are one and the same module; `loop` as in `RNN`.
     """
 
     forward: Cell
     backward: Cell
     time_major: bool = False
+    loop: Loop = "fused"
 
     def __post_init__(self):
         _check_distinct("forward, backward", (self.forward, self.backward))
@@ -158,10 +179,13 @@ class Bidirectional(nn.Module):
         """
         noises = _spread("dropout", dropout, 2)
         carries = _spread("initial_carry", initial_carry, 2)
-        rnns = (
-            RNN(self.forward, self.time_major, name="forward_rnn"),
-            RNN(self.backward, self.time_major, reverse=True, name="backward_rnn"),
-        )
+        rnns = [
+            RNN(cell, self.time_major, reverse, self.loop, name=name)
+            for cell, reverse, name in (
+                (self.forward, False, "forward_rnn"),
+                (self.backward, True, "backward_rnn"),
+            )
+        ]
         results = [
             rnn(xs, noise, keys, initial_carry=carry, lengths=lengths)
             for rnn, noise, carry in zip(rnns, noises, carries, strict=True)
@@ -237,29 +261,30 @@ class Stack(nn.Module):
         return tuple(final), xs
 
 
-def _stepwise(cell, weights, carry, zs, masks, valid, reverse):
-    """Step by step; masks of x, y and the weights have been or will be applied."""
-    inside = masks.replace(
-        inputs=None, outputs=None, input_weights=None, recurrent_weights=None
-    )
-    return scan(
-        lambda carry, z, masks: cell.step(weights, carry, z, masks),
-        carry,
-        zs,
-        inside,
-        valid,
-        reverse,
-    )
+def _inside(masks: Masks) -> Masks:
+    """The masks still to be applied: weights have been, outputs will be."""
+    return masks.replace(outputs=None, input_weights=None, recurrent_weights=None)
 
 
-def _affine(cell, weights, carry, zs, masks, valid, reverse):
+def _affine(cell, weights, carry, xs, masks, valid, reverse, axis):
     """All steps at once, for a cell that is affine in its state."""
-    zs = zs.astype(carry.dtype)
+    zs = cell.project(weights, xs, align(masks, axis)).astype(carry.dtype)
+    zs = zs.swapaxes(0, axis)
     before, after = affine_scan(*cell.affine(zs, masks), carry, valid, reverse)
     _, ys = cell.step(weights, before, zs, masks)
     if valid is not None:
         ys = jnp.where(valid[..., None], ys, 0)
-    return after[0 if reverse else -1], ys
+    return after[0 if reverse else -1], ys.swapaxes(0, axis)
+
+
+def _check_loop(loop: str, cell: Cell) -> None:
+    if loop not in (words := get_args(Loop)):
+        raise ValueError(f"`loop` must be one of {words}, got {loop!r}.")
+    if loop == "recompute" and not cell.is_linearised():
+        raise ValueError(
+            f'`loop` must be "fused" or "plain" for {type(cell).__name__}, which does '
+            'not supply its derivative, got "recompute".'
+        )
 
 
 def _check_distinct(name: str, modules: Sequence[nn.Module]) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from rdrop.noise import Mix, Shape, check
+from rdrop.threefry import fold_in
 
 
 def draw_step(
@@ -32,7 +33,7 @@ def draw_step(
         return noise.draw(key, shape)
     step = jnp.asarray(step, jnp.int32)
     if noise.drift is None:
-        return noise.draw(jax.random.fold_in(key, step), shape)
+        return noise.draw(fold_in(key, step), shape)
     return noise.mask(_drifted(noise, key, shape, step + 1))
 
 

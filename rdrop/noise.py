@@ -33,6 +33,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
+from rdrop.threefry import fold_in, uniform
+
 # A number, an array, a schedule; or what stands for one while JAX rebuilds a pytree.
 Rate: TypeAlias = Any
 Shape: TypeAlias = tuple[int, int, int]
@@ -130,7 +132,7 @@ class Noise(struct.PyTreeNode):
 
     def variate(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "B G U"]:
         """Draws the numbers that a mask is made of: uniform in [0, 1)."""
-        return jax.random.uniform(key, shape, jnp.float32)
+        return uniform(key, shape)
 
     def redraw(
         self,
@@ -140,8 +142,8 @@ class Noise(struct.PyTreeNode):
     ) -> Float[Array, "B G U"]:
         """Draws each number anew with probability `drift`, at an absolute time step."""
         shape: Any = variate.shape
-        key = jax.random.fold_in(key, step)
-        chance = jax.random.uniform(jax.random.fold_in(key, 0), shape, jnp.float32)
+        key = fold_in(key, step)
+        chance = uniform(fold_in(key, 0), shape)
         fresh = self.variate(key, shape)
         return jnp.where(chance < _frozen(self.drift), fresh, variate)
 
@@ -256,7 +258,7 @@ class Zoneout(Noise):
 
     def mask(self, variate: Float[Array, "B G U"]) -> Mix:
         """Keeps the old value where the number is below `rate`."""
-        return Mix((variate < _frozen(self.rate)).astype(jnp.float32))
+        return Mix(_once(variate < _frozen(self.rate)))
 
     def expected(self) -> Mix:
         """Returns the mix with d = `rate`; see `Noise`."""
@@ -303,8 +305,7 @@ class DropConnect(struct.PyTreeNode):
     def draw(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "R G U"]:
         """Draws one mask; see `Noise.draw`."""
         check(self, shape)
-        uniform = jax.random.uniform(key, shape, jnp.float32)
-        return _keep(uniform, _frozen(self.rate), inverted=True)
+        return _keep(uniform(key, shape), _frozen(self.rate), inverted=True)
 
     def expected(self) -> None:
         """Returns None: evaluation uses the kernel as it is."""
@@ -328,10 +329,17 @@ def check(noise: Noise | DropConnect, shape: Shape) -> None:
 
 
 def _keep(uniform, rate, inverted):
-    kept = uniform >= rate
-    if not inverted:
-        return kept.astype(jnp.float32)
-    return jnp.where(kept, 1 / jnp.where(rate < 1, 1 - rate, 1), 0)
+    kept = _once(uniform >= rate)
+    return kept / jnp.where(rate < 1, 1 - rate, 1) if inverted else kept
+
+
+def _once(chosen):
+    """Zeros and ones that are computed once, however often they are read.
+
+    XLA would draw them again wherever they are used, were there no operation among
+    theirs that it holds to be expensive.
+    """
+    return jnp.sqrt(chosen.astype(jnp.float32))
 
 
 @jax.jit

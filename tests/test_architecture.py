@@ -12,20 +12,22 @@ import rdrop
 ROOT = Path(__file__).parent.parent
 CELL = {"cells.base", "dropout", "noise"}
 MAY_IMPORT = {
-    "keys": set(),
-    "noise": set(),
+    "threefry": set(),
+    "keys": {"threefry"},
+    "noise": {"threefry"},
     "schedules": set(),
-    "lifetime": {"noise"},
+    "lifetime": {"noise", "threefry"},
     "dropout": {"keys", "lifetime", "noise"},
-    "functional": {"noise"},
+    "functional": {"noise", "threefry"},
     "cells.base": {"dropout", "keys", "noise"},
     "cells.lstm": CELL,
     "cells.gru": CELL,
     "cells.simple": CELL,
     "cells.min_gru": CELL,
     "cells": {"cells.base", "cells.lstm", "cells.gru", "cells.simple", "cells.min_gru"},
-    "scan": {"dropout"},
-    "layers": {"cells", "cells.base", "dropout", "keys", "scan"},
+    "scan": {"cells", "cells.base", "dropout"},
+    "fused": {"cells", "cells.base", "dropout", "noise", "scan"},
+    "layers": {"cells", "cells.base", "dropout", "fused", "keys", "scan"},
     "presets": {"dropout", "noise"},
     "plot": {"dropout", "noise"},
     "": {

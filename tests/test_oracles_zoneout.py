@@ -98,7 +98,7 @@ def assert_same(rng, cell, dropout, expected):
 
     def ours(arguments):
         weights, xs, state = arguments
-        carry, ys = rdrop.RNN(cell).apply(
+        carry, ys = rdrop.RNN(cell, loop="plain").apply(
             {"params": weights}, xs, dropout, initial_carry=structure.unflatten(state)
         )
         return [*jax.tree.leaves(carry), ys]

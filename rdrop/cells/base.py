@@ -1,11 +1,14 @@
 """Base: what all cells share, and how a mask is applied.
 
 A cell declares its gates, parameters and sites, and supplies one equation, `step`. Its
-input projection needs no carry, so a layer does it for all time steps at once.
+input projection needs no carry, so a layer does it for all time steps at once. A cell
+that also supplies the derivative of its step by hand, `linearise` and `pull`, is run by
+the fused scan.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,18 @@ from rdrop.noise import Mix, Site
 Carry: TypeAlias = Any
 Weights: TypeAlias = dict[str, Float[Array, "..."]]
 Parameters: TypeAlias = dict[str, tuple[Callable[..., Array], tuple[int, ...]]]
+
+
+class Linear(NamedTuple):
+    """The derivative of a step at one point: each number multiplies a cotangent.
+
+    Attributes:
+        slopes: of the projected input z, whose place in memory they take.
+        rest: whatever else `pull` needs, [B, H] each.
+    """
+
+    slopes: Float[Array, "*batch GH"]
+    rest: tuple[Float[Array, "*batch H"], ...] = ()
 
 
 class Cell(nn.RNNCellBase):
@@ -100,6 +115,69 @@ class Cell(nn.RNNCellBase):
     ) -> tuple[Carry, Float[Array, "B H"]]:
         """Advances the carry by one projected input; returns it and y, unmasked."""
         raise NotImplementedError
+
+    @nn.nowrap
+    def linearise(
+        self,
+        weights: Weights,
+        carry: Carry,
+        z: Float[Array, "*batch GH"],
+        masks: Masks,
+    ) -> tuple[tuple[Carry, Float[Array, "*batch H"]], Linear]:
+        """Returns what `step` does, and its derivative.
+
+        With a time axis in front of all arguments it does each step by itself.
+        """
+        raise NotImplementedError
+
+    @nn.nowrap
+    def pull(
+        self,
+        transposed: Weights,
+        linear: Linear,
+        masks: Masks,
+        d_carry: Carry,
+        d_y: Float[Array, "B H"],
+    ) -> tuple[Carry, Float[Array, "B GH"]]:
+        """Takes cotangents back through a step.
+
+        Args:
+            transposed: the weights, matrices transposed.
+            linear: the derivative, of `linearise`.
+            masks: of this step.
+            d_carry: cotangent of the carry handed on.
+            d_y: cotangent of the output.
+
+        Returns:
+            The cotangents of the carry before the step, and of z.
+        """
+        raise NotImplementedError
+
+    @nn.nowrap
+    def pull_weights(
+        self,
+        linear: Linear,
+        masks: Masks,
+        hs: Float[Array, "*batch H"],
+        d_zs: Float[Array, "*batch GH"],
+    ) -> Weights:
+        """Returns the cotangents of the weights that `step` uses, of all steps at once.
+
+        Args:
+            linear: the derivative, of all steps; its `slopes` are gone.
+            masks: of all steps.
+            hs: the state before each step.
+            d_zs: cotangent of z.
+        """
+        return {"recurrent_kernel": kernel_gradient(hs, masks.recurrent, d_zs)}
+
+    @nn.nowrap
+    def is_linearised(self) -> bool:
+        """Returns whether the class that supplies the step supplies its derivative."""
+        owner = next(
+            c for c in type(self).__mro__ if {"step", "linearise"} & {*vars(c)}
+        )
+        return "linearise" in vars(owner)
 
     def __call__(
         self,
@@ -199,6 +277,43 @@ def masked_matmul(
     return jnp.concatenate(products, axis=-1) if gates > 1 else products[0]
 
 
+def transposed_matmul(
+    d_z: Float[Array, "*batch GH"],
+    mask: Float[Array, "..."] | None,
+    transposed: Float[Array, "GH D"],
+) -> Float[Array, "*batch D"]:
+    """Takes the cotangent of `masked_matmul` back to x."""
+    if mask is None or mask.shape[-2] == 1:
+        return mask_units(d_z @ transposed, mask)
+    gates = mask.shape[-2]
+    parts = (jnp.split(a, gates, axis) for a, axis in ((d_z, -1), (transposed, 0)))
+    masks = jnp.split(mask, gates, axis=-2)
+    products = [mask_units(d @ u, m) for d, u, m in zip(*parts, masks, strict=True)]
+    return functools.reduce(jnp.add, products)
+
+
+def kernel_gradient(
+    xs: Float[Array, "*batch D"],
+    mask: Float[Array, "..."] | None,
+    d_zs: Float[Array, "*batch GH"],
+) -> Float[Array, "D GH"]:
+    """Takes the cotangent of `masked_matmul` back to the kernel, of all steps at once.
+
+    One large product costs a fraction of a small one after each step.
+    """
+    gates = 1 if mask is None else mask.shape[-2]
+    masks = [None] if mask is None else jnp.split(mask, gates, axis=-2)
+    gradients = [
+        _flat(mask_units(xs, m)).T @ _flat(d)
+        for m, d in zip(masks, jnp.split(d_zs, gates, axis=-1), strict=True)
+    ]
+    return jnp.concatenate(gradients, axis=-1)
+
+
+def _flat(values):
+    return values.reshape(-1, values.shape[-1])
+
+
 def mask_units(
     value: Float[Array, "*batch H"], mask: Float[Array, "..."] | None
 ) -> Float[Array, "*batch H"]:
@@ -232,3 +347,35 @@ def hand_on(
         return mask_units(new, mask)
     share = mask.share.astype(new.dtype)
     return mask_units(old, share) + mask_units(new, 1 - share)
+
+
+def put_out(
+    new: Float[Array, "*batch H"],
+    old: Float[Array, "*batch H"],
+    mask: Mask | Mix | None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
+    """Returns h as the next step sees it, and as the output: the mixed, or the new."""
+    state = hand_on(new, old, mask)
+    return state, state if isinstance(mask, Mix) else new
+
+
+def hand_back(
+    d_state: Float[Array, "*batch H"], mask: Mask | Mix | None
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
+    """Takes the cotangent of `hand_on` back to the new state and to the old."""
+    if not isinstance(mask, Mix):
+        return mask_units(d_state, mask), jnp.zeros_like(d_state)
+    share = mask.share.astype(d_state.dtype)
+    return mask_units(d_state, 1 - share), mask_units(d_state, share)
+
+
+def take_back(
+    d_state: Float[Array, "*batch H"],
+    d_y: Float[Array, "*batch H"],
+    mask: Mask | Mix | None,
+) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
+    """Takes the cotangents of `put_out` back to the new h and to the old."""
+    if isinstance(mask, Mix):
+        return hand_back(d_state + d_y, mask)
+    d_new, d_old = hand_back(d_state, mask)
+    return d_new + d_y, d_old

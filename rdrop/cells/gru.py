@@ -15,15 +15,19 @@ from jaxtyping import Array, Float
 
 from rdrop.cells.base import (
     Cell,
+    Linear,
     Parameters,
     Weights,
-    hand_on,
+    kernel_gradient,
     mask_gates,
     mask_units,
     masked_matmul,
+    put_out,
+    take_back,
+    transposed_matmul,
 )
 from rdrop.dropout import Masks
-from rdrop.noise import Mix, Site
+from rdrop.noise import Site
 
 
 def gru(
@@ -53,27 +57,97 @@ def gru(
     Returns:
         The new state, and the output.
     """
+    return linear_gru(a, h, masks, weights, reset_after)[0]
+
+
+def linear_gru(
+    a: Float[Array, "*batch GH"],
+    h: Float[Array, "*batch H"],
+    masks: Masks,
+    weights: Weights,
+    reset_after: bool = True,
+) -> tuple[tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]], Linear]:
+    """Advances a GRU by one step, and takes its derivative there.
+
+    Per unit, z, r before their masks, v = (m_h * h) U_n + b_n:
+
+        s_n    = (1 - m_z z) m_g (1 - n^2)
+        slopes = (h - m_g n) m_z z (1 - z),  s_n v m_r r (1 - r),  s_n    reset after
+        slopes = (h - m_g n) m_z z (1 - z),    h m_r r (1 - r),  s_n    reset before
+        rest   = m_z z,  m_r r
+
+    Args:
+        a: the input's share of the pre-activations; a time axis may precede the batch.
+        h: the state.
+        masks: of this step, or of all.
+        weights: as in `gru`.
+        reset_after: which form.
+
+    Returns:
+        What `gru` does, and the derivative.
+    """
     kernel = weights["recurrent_kernel"]
     hidden, units = h.astype(kernel.dtype), h.shape[-1]
     a_zr, a_n = jnp.split(a.astype(h.dtype), [2 * units], axis=-1)
     if reset_after:
         recurred = masked_matmul(hidden, masks.recurrent, kernel).astype(h.dtype)
         u_zr, u_n = jnp.split(recurred, [2 * units], axis=-1)
-        bias = weights["recurrent_bias"].astype(h.dtype)[None]
+        bias = weights["recurrent_bias"].astype(h.dtype)
+        v = u_n + bias.reshape((1,) * (h.ndim - 1) + bias.shape)
     else:
         mask_zr, mask_n = _split_mask(masks.recurrent)
         kernel_zr, kernel_n = jnp.split(kernel, [2 * units], axis=-1)
         u_zr = masked_matmul(hidden, mask_zr, kernel_zr).astype(h.dtype)
-    z, r = jnp.split(nn.sigmoid(a_zr + u_zr), 2, axis=-1)
-    z, r = mask_gates((z, r), masks.gates)
+    z, r = gates = jnp.split(0.5 * nn.tanh(0.5 * (a_zr + u_zr)) + 0.5, 2, axis=-1)
+    z_m, r_m = mask_gates(tuple(gates), masks.gates)
     if reset_after:
-        n = nn.tanh(a_n + r * (u_n + bias))
+        n = nn.tanh(a_n + r_m * v)
     else:
-        reset = (r * h).astype(kernel.dtype)
+        reset = (r_m * h).astype(kernel.dtype)
         n = nn.tanh(a_n + masked_matmul(reset, mask_n, kernel_n).astype(h.dtype))
-    h_new = z * h + (1 - z) * mask_units(n, masks.update)
-    h_next = hand_on(h_new, h, masks.hidden_state)
-    return h_next, h_next if isinstance(masks.hidden_state, Mix) else h_new
+    candidate = mask_units(n, masks.update)
+    h_new = z_m * h + (1 - z_m) * candidate
+    slope_n = (1 - z_m) * mask_units(1 - n * n, masks.update)
+    slope_r = (slope_n * v if reset_after else h) * r_m * (1 - r)
+    by_gate = ((h - candidate) * z_m * (1 - z), slope_r, slope_n)
+    slopes = jnp.concatenate(by_gate, axis=-1).astype(a.dtype)
+    return put_out(h_new, h, masks.hidden_state), Linear(slopes, (z_m, r_m))
+
+
+def pull_gru(
+    transposed: Weights,
+    linear: Linear,
+    masks: Masks,
+    d_h: Float[Array, "B H"],
+    d_y: Float[Array, "B H"],
+    reset_after: bool = True,
+) -> tuple[Float[Array, "B H"], Float[Array, "B GH"]]:
+    """Takes cotangents back through a step of `gru`; see `Cell.pull`."""
+    keep, reset = linear.rest
+    kernel, dtype = transposed["recurrent_kernel"], linear.slopes.dtype
+    d_new, d_old = take_back(d_h, d_y, masks.hidden_state)
+    d_old = d_old + d_new * keep
+    d_new = d_new.astype(dtype)
+    if reset_after:
+        d_a = jnp.concatenate([d_new, d_new, d_new], axis=-1) * linear.slopes
+        d_u = _reset_candidate(d_a, reset)
+        d_recurred = transposed_matmul(d_u, masks.recurrent, kernel)
+        return d_recurred.astype(d_h.dtype) + d_old, d_a
+    mask_zr, mask_n = _split_mask(masks.recurrent)
+    kernel_zr, kernel_n = jnp.split(kernel, [2 * d_h.shape[-1]])
+    slope_z, slope_r, slope_n = jnp.split(linear.slopes, 3, axis=-1)
+    d_n = d_new * slope_n
+    d_reset = transposed_matmul(d_n, mask_n, kernel_n)
+    d_zr = jnp.concatenate([d_new * slope_z, d_reset * slope_r], axis=-1)
+    d_recurred = transposed_matmul(d_zr, mask_zr, kernel_zr).astype(d_h.dtype)
+    d_h = d_recurred + d_reset.astype(d_h.dtype) * reset + d_old
+    return d_h, jnp.concatenate([d_zr, d_n], axis=-1)
+
+
+def _reset_candidate(d_a, reset):
+    """From the cotangent of a to that of (m_h * h) U, with the reset after."""
+    d_zr, d_n = jnp.split(d_a, [2 * reset.shape[-1]], axis=-1)
+    return jnp.concatenate([d_zr, d_n * reset.astype(d_n.dtype)], axis=-1)
 
 
 def _split_mask(mask):
@@ -126,3 +200,49 @@ class GRUCell(Cell):
     ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
         """Advances the carry by one projected input; returns it and y, unmasked."""
         return gru(z, carry, masks, weights, self.reset_after)
+
+    @nn.nowrap
+    def linearise(
+        self,
+        weights: Weights,
+        carry: Float[Array, "*batch H"],
+        z: Float[Array, "*batch GH"],
+        masks: Masks,
+    ) -> tuple[tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]], Linear]:
+        """Returns what `step` does, and its derivative."""
+        return linear_gru(z, carry, masks, weights, self.reset_after)
+
+    @nn.nowrap
+    def pull(
+        self,
+        transposed: Weights,
+        linear: Linear,
+        masks: Masks,
+        d_carry: Float[Array, "B H"],
+        d_y: Float[Array, "B H"],
+    ) -> tuple[Float[Array, "B H"], Float[Array, "B GH"]]:
+        """Takes cotangents back through a step."""
+        return pull_gru(transposed, linear, masks, d_carry, d_y, self.reset_after)
+
+    @nn.nowrap
+    def pull_weights(
+        self,
+        linear: Linear,
+        masks: Masks,
+        hs: Float[Array, "*batch H"],
+        d_zs: Float[Array, "*batch GH"],
+    ) -> Weights:
+        """Returns the cotangents of the weights that `step` uses."""
+        _, reset = linear.rest
+        if self.reset_after:
+            d_us = _reset_candidate(d_zs, reset)
+            kernel = kernel_gradient(hs, masks.recurrent, d_us)
+            bias = d_us[..., -self.units :].sum((0, 1))
+            return {"recurrent_kernel": kernel, "recurrent_bias": bias}
+        mask_zr, mask_n = _split_mask(masks.recurrent)
+        d_zr, d_n = jnp.split(d_zs, [2 * self.units], axis=-1)
+        kernels = (
+            kernel_gradient(hs, mask_zr, d_zr),
+            kernel_gradient(reset.astype(hs.dtype) * hs, mask_n, d_n),
+        )
+        return {"recurrent_kernel": jnp.concatenate(kernels, axis=-1)}

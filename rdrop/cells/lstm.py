@@ -13,18 +13,24 @@ References:
 from typing import ClassVar, TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.initializers import ones_init, zeros_init
 from jaxtyping import Array, Float, Key
 
 from rdrop.cells.base import (
     Cell,
+    Linear,
     Parameters,
     Weights,
+    hand_back,
     hand_on,
     mask_gates,
     mask_units,
     masked_matmul,
+    put_out,
+    take_back,
+    transposed_matmul,
 )
 from rdrop.dropout import Masks
 from rdrop.noise import Mix, Site
@@ -56,9 +62,68 @@ def lstm(
     Returns:
         The new carry, and the output.
     """
-    z = z + _recur(carry, masks, weights)
-    i, f, g, o = jnp.split(z.astype(carry[0].dtype), 4, axis=-1)
-    return _remember((i, f, g, o), carry, masks)
+    gates = _activate(_add_recurrent(z, carry, masks, weights))
+    result, _ = _remember(_mask(gates, masks), carry, masks)
+    return result
+
+
+def linear_lstm(
+    z: Float[Array, "*batch GH"], carry: LSTMCarry, masks: Masks, weights: Weights
+) -> tuple[tuple[LSTMCarry, Float[Array, "*batch H"]], Linear]:
+    """Advances an LSTM by one step, and takes its derivative there.
+
+    Per unit, i, f, g, o before their masks, s = tanh of the memory that is seen:
+
+        slopes = m_g g m_i i (1 - i),  c m_f f (1 - f),  m_i i m_g (1 - g^2),
+                 s m_o o (1 - o)
+        rest   = m_f f,  m_o o (1 - s^2)
+
+    Args:
+        z: the input's share of the pre-activations; a time axis may precede the batch.
+        carry: (c, h).
+        masks: of this step, or of all.
+        weights: as in `lstm`.
+
+    Returns:
+        What `lstm` does, and the derivative.
+    """
+    gates = _activate(_add_recurrent(z, carry, masks, weights))
+    masked = _mask(gates, masks)
+    result, seen = _remember(masked, carry, masks)
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    i_m, f_m, g_m, o_m = masked
+    by_gate = (
+        g_m * i_m * (1 - i),
+        carry[0] * f_m * (1 - f),
+        i_m * mask_units(1 - g * g, masks.update),
+        seen * o_m * (1 - o),
+    )
+    slopes = jnp.concatenate(by_gate, axis=-1).astype(z.dtype)
+    return result, Linear(slopes, (f_m, o_m * (1 - seen * seen)))
+
+
+def pull_lstm(
+    transposed: Weights,
+    linear: Linear,
+    masks: Masks,
+    d_carry: LSTMCarry,
+    d_y: Float[Array, "B H"],
+) -> tuple[LSTMCarry, Float[Array, "B GH"]]:
+    """Takes cotangents back through a step of `lstm`; see `Cell.pull`."""
+    d_c, d_h = d_carry
+    forget, expose = linear.rest
+    d_new, d_old = take_back(d_h, d_y, masks.hidden_state)
+    d_new = d_new.astype(d_c.dtype)
+    d_seen = d_new * expose
+    if isinstance(masks.cell_state, Mix):
+        d_memory, d_kept = hand_back(d_c, masks.cell_state)
+        d_memory = d_memory + d_seen
+    else:
+        d_memory, d_kept = hand_back(d_c + d_seen, masks.cell_state)
+    d_gates = jnp.concatenate([d_memory, d_memory, d_memory, d_new], axis=-1)
+    d_z = d_gates.astype(linear.slopes.dtype) * linear.slopes
+    d_recurred = transposed_matmul(d_z, masks.recurrent, transposed["recurrent_kernel"])
+    return (d_memory * forget + d_kept, d_recurred.astype(d_h.dtype) + d_old), d_z
 
 
 def layer_norm_lstm(
@@ -79,34 +144,49 @@ def layer_norm_lstm(
         weights: `recurrent_kernel`, `gain` and `shift` [4H] of the gates, `cell_gain`
             and `cell_shift` [H].
     """
-    z = (z + _recur(carry, masks, weights)).astype(carry[0].dtype)
+    z = _add_recurrent(z, carry, masks, weights)
     gates = z.reshape(*z.shape[:-1], 4, -1)
     gain, shift = (weights[n].reshape(1, 4, -1) for n in ("gain", "shift"))
-    i, f, g, o = jnp.moveaxis(_normalise(gates, gain, shift), -2, 0)
+    forget_one = jnp.array([0, 1, 0, 0], z.dtype).reshape(1, 4, 1)
+    gates = _activate((_normalise(gates, gain, shift) + forget_one).reshape(z.shape))
 
     def normalise_memory(c):
         return _normalise(c, weights["cell_gain"][None], weights["cell_shift"][None])
 
-    return _remember((i, f + 1, g, o), carry, masks, normalise_memory)
+    result, _ = _remember(_mask(gates, masks), carry, masks, normalise_memory)
+    return result
 
 
-def _recur(carry, masks, weights):
+def _add_recurrent(z, carry, masks, weights):
+    """The pre-activations, in the dtype of the memory."""
+    c, h = carry
     kernel = weights["recurrent_kernel"]
-    return masked_matmul(carry[1].astype(kernel.dtype), masks.recurrent, kernel)
+    recurred = masked_matmul(h.astype(kernel.dtype), masks.recurrent, kernel)
+    return (z + recurred).astype(c.dtype)
+
+
+def _activate(z):
+    """One tanh for all gates: sigmoid(x) = (1 + tanh(x / 2)) / 2."""
+    half = np.repeat([0.5, 0.5, 1, 0.5], z.shape[-1] // 4)
+    half = jnp.asarray(half, z.dtype).reshape((1,) * (z.ndim - 1) + half.shape)
+    return half * nn.tanh(half * z) + (1 - half)
+
+
+def _mask(gates, masks):
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    i, f, o = mask_gates((i, f, o), masks.gates)
+    return i, f, mask_units(g, masks.update), o
 
 
 def _remember(gates, carry, masks, normalise=lambda c: c):
-    """From the four pre-activations to the new carry and the output."""
+    """From the masked gates to (the new carry, the output), and the memory seen."""
     c, h = carry
     i, f, g, o = gates
-    i, f, o = mask_gates((nn.sigmoid(i), nn.sigmoid(f), nn.sigmoid(o)), masks.gates)
-    c_new = normalise(f * c + i * mask_units(nn.tanh(g), masks.update))
+    c_new = normalise(f * c + i * g)
     c_next = hand_on(c_new, c, masks.cell_state)
-    seen = c_new if isinstance(masks.cell_state, Mix) else c_next
-    h_new = (o * nn.tanh(seen)).astype(h.dtype)
-    h_next = hand_on(h_new, h, masks.hidden_state)
-    y = h_next if isinstance(masks.hidden_state, Mix) else h_new
-    return (c_next, h_next), y
+    seen = nn.tanh(c_new if isinstance(masks.cell_state, Mix) else c_next)
+    h_next, y = put_out((o * seen).astype(h.dtype), h, masks.hidden_state)
+    return ((c_next, h_next), y), seen
 
 
 def _normalise(x, gain, shift):
@@ -162,6 +242,29 @@ class LSTMCell(Cell):
     ) -> tuple[LSTMCarry, Float[Array, "B H"]]:
         """Advances the carry by one projected input; returns it and y, unmasked."""
         return lstm(z, carry, masks, weights)
+
+    @nn.nowrap
+    def linearise(
+        self,
+        weights: Weights,
+        carry: LSTMCarry,
+        z: Float[Array, "*batch GH"],
+        masks: Masks,
+    ) -> tuple[tuple[LSTMCarry, Float[Array, "*batch H"]], Linear]:
+        """Returns what `step` does, and its derivative."""
+        return linear_lstm(z, carry, masks, weights)
+
+    @nn.nowrap
+    def pull(
+        self,
+        transposed: Weights,
+        linear: Linear,
+        masks: Masks,
+        d_carry: LSTMCarry,
+        d_y: Float[Array, "B H"],
+    ) -> tuple[LSTMCarry, Float[Array, "B GH"]]:
+        """Takes cotangents back through a step."""
+        return pull_lstm(transposed, linear, masks, d_carry, d_y)
 
     @nn.nowrap
     def initialize_carry(

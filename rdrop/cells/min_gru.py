@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from rdrop.cells.base import Cell, Parameters, Weights, hand_on, mask_gates, mask_units
+from rdrop.cells.base import (
+    Cell,
+    Parameters,
+    Weights,
+    hand_on,
+    mask_gates,
+    mask_units,
+    put_out,
+)
 from rdrop.dropout import Masks
 from rdrop.noise import Mix, Site
 
@@ -81,8 +89,7 @@ class MinGRUCell(Cell):
         """
         factor, term = min_gru(z.astype(carry.dtype), masks)
         h_new = factor * carry + term
-        h_next = hand_on(h_new, carry, masks.hidden_state)
-        return h_next, h_next if isinstance(masks.hidden_state, Mix) else h_new
+        return put_out(h_new, carry, masks.hidden_state)
 
     @nn.nowrap
     def affine(

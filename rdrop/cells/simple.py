@@ -9,9 +9,16 @@ from typing import ClassVar
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from rdrop.cells.base import Cell, Weights, hand_on, masked_matmul
+from rdrop.cells.base import (
+    Cell,
+    Linear,
+    Weights,
+    masked_matmul,
+    put_out,
+    take_back,
+    transposed_matmul,
+)
 from rdrop.dropout import Masks
-from rdrop.noise import Mix
 
 
 def simple(
@@ -33,11 +40,45 @@ def simple(
     Returns:
         The new state, and the output.
     """
+    return linear_simple(z, h, masks, weights)[0]
+
+
+def linear_simple(
+    z: Float[Array, "*batch H"],
+    h: Float[Array, "*batch H"],
+    masks: Masks,
+    weights: Weights,
+) -> tuple[tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]], Linear]:
+    """Advances by one step, and takes the derivative there: slopes = 1 - h_new^2.
+
+    Args:
+        z: the input's share of the pre-activation; a time axis may precede the batch.
+        h: the state.
+        masks: of this step, or of all.
+        weights: as in `simple`.
+
+    Returns:
+        What `simple` does, and the derivative.
+    """
     kernel = weights["recurrent_kernel"]
     recurred = masked_matmul(h.astype(kernel.dtype), masks.recurrent, kernel)
     h_new = nn.tanh((z + recurred).astype(h.dtype))
-    h_next = hand_on(h_new, h, masks.hidden_state)
-    return h_next, h_next if isinstance(masks.hidden_state, Mix) else h_new
+    slopes = (1 - h_new * h_new).astype(z.dtype)
+    return put_out(h_new, h, masks.hidden_state), Linear(slopes)
+
+
+def pull_simple(
+    transposed: Weights,
+    linear: Linear,
+    masks: Masks,
+    d_h: Float[Array, "B H"],
+    d_y: Float[Array, "B H"],
+) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
+    """Takes cotangents back through a step of `simple`; see `Cell.pull`."""
+    d_new, d_old = take_back(d_h, d_y, masks.hidden_state)
+    d_z = d_new.astype(linear.slopes.dtype) * linear.slopes
+    d_recurred = transposed_matmul(d_z, masks.recurrent, transposed["recurrent_kernel"])
+    return d_recurred.astype(d_h.dtype) + d_old, d_z
 
 
 class SimpleCell(Cell):
@@ -62,3 +103,26 @@ class SimpleCell(Cell):
     ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
         """Advances the carry by one projected input; returns it and y, unmasked."""
         return simple(z, carry, masks, weights)
+
+    @nn.nowrap
+    def linearise(
+        self,
+        weights: Weights,
+        carry: Float[Array, "*batch H"],
+        z: Float[Array, "*batch H"],
+        masks: Masks,
+    ) -> tuple[tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]], Linear]:
+        """Returns what `step` does, and its derivative."""
+        return linear_simple(z, carry, masks, weights)
+
+    @nn.nowrap
+    def pull(
+        self,
+        transposed: Weights,
+        linear: Linear,
+        masks: Masks,
+        d_carry: Float[Array, "B H"],
+        d_y: Float[Array, "B H"],
+    ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
+        """Takes cotangents back through a step."""
+        return pull_simple(transposed, linear, masks, d_carry, d_y)
