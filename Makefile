@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation methods test test-slow oracles lint format clean help
+.PHONY: ablation methods bench test test-slow oracles lint format clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,6 +13,9 @@ ablation: .venv/.ready ## train the dropout plane on Japanese Vowels and write a
 
 methods: .venv/.ready ## compare all methods of dropout on Japanese Vowels
 	$(BIN)/python -m experiments compare configs/vowels_methods.toml
+
+bench: .venv/.ready-bench ## time rdrop's loops beside Keras, PyTorch and flax
+	$(BIN)/python -m benchmarks
 
 test: .venv/.ready ## run the quick tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -43,6 +46,10 @@ clean: ## remove the environment and the caches, not the runs
 
 .venv/.ready-oracles: .venv/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[oracles]'
+	@touch $@
+
+.venv/.ready-bench: .venv/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready

@@ -130,7 +130,9 @@ def _over_lanes(function, mesh, group):
     """Maps a function of one lane over all of them: across devices, then in groups."""
 
     def on_device(*lanes):
-        return jax.lax.map(lambda lane: function(*lane), lanes, batch_size=group)
+        # A batch of one would make every product a batched one, which is slower.
+        size = group if group > 1 else None
+        return jax.lax.map(lambda lane: function(*lane), lanes, batch_size=size)
 
     spec = PartitionSpec("lane")
     return jax.jit(

@@ -10,6 +10,9 @@ Besides inputs and outputs, in numbers a step, an example and a unit, are kept:
 
     LSTM  6: 4 slopes, 2 factors         GRU  5: 3 slopes, 2 factors       simple  1
     with recompute  1: c                      0                                    0
+
+Those of recompute are what lies between the two passes. Within one compiled program XLA
+may compute the slopes of all layers before the first are used; on CPU it does.
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
+from rdrop.buffer import empty, put, take
 from rdrop.cells import Cell, Weights, mask_units
 from rdrop.cells.base import (
     Carry,
@@ -81,7 +85,7 @@ def fused_scan(
             raise
         raise TypeError(
             "A fused loop has derivatives in reverse mode only; for those in forward "
-            'mode (jax.jvp, jax.jacfwd, jax.linearize) set `loop` to "plain".'
+            'mode (jax.jvp, jax.jacfwd) set `loop` to "plain".'
         ) from error
 
 
@@ -149,15 +153,15 @@ class _Loop:
         def body(state, step_inputs):
             carry, memory, ys = state
             t, masks_t, valid_t = step_inputs
-            z = self._take(zs, t) + bias
+            z = take(zs, t, self.axis) + bias
             stepped = self.cell.step(weights, carry, z, merge(masks, masks_t))
             new, y = pass_padding(stepped, carry, valid_t)
             values = (jax.tree.leaves(carry)[:-1], y)
-            return (new, *self._put((memory, ys), values, t)), None
+            return (new, *put((memory, ys), values, t, self.axis)), None
 
         zs, bias = _project(weights, xs, align(masks, self.axis))
         *memory, h = jax.tree.leaves(carry)
-        memory, ys = self._empty((memory, h), zs)
+        memory, ys = empty((memory, h), zs.shape[self.axis], self.axis)
         inputs = (jnp.arange(zs.shape[self.axis]), changing(masks), valid)
         state, _ = jax.lax.scan(body, (carry, memory, ys), inputs, reverse=self.reverse)
         carry, memory, ys = state
@@ -169,12 +173,12 @@ class _Loop:
         def body(state, step_inputs):
             carry, slopes, rest, ys = state
             t, masks_t, valid_t = step_inputs
-            z = self._take(slopes, t) + bias
+            z = take(slopes, t, self.axis) + bias
             merged = merge(masks, masks_t)
             stepped, linear = self.cell.linearise(weights, carry, z, merged)
             new, y = pass_padding(stepped, carry, valid_t)
             values = (linear.slopes, linear.rest, y)
-            return (new, *self._put((slopes, rest, ys), values, t)), None
+            return (new, *put((slopes, rest, ys), values, t, self.axis)), None
 
         def of_step():
             h = jax.tree.leaves(carry)[-1]
@@ -184,7 +188,7 @@ class _Loop:
             return linear.rest, y
 
         zs, bias = _project(weights, xs, align(masks, self.axis))
-        rest, ys = self._empty(jax.eval_shape(of_step), zs)
+        rest, ys = empty(jax.eval_shape(of_step), zs.shape[self.axis], self.axis)
         inputs = (jnp.arange(zs.shape[self.axis]), changing(masks), valid)
         state, _ = jax.lax.scan(
             body, (carry, zs, rest, ys), inputs, reverse=self.reverse
@@ -194,21 +198,24 @@ class _Loop:
 
     def _pull_back(self, transposed, linear, masks, valid, d_carry, d_ys):
         """The cotangents of the first carry and of the projected inputs."""
-        # With a mask a gate, XLA would copy the buffer to read and write the same step.
-        in_place = masks.recurrent is None or masks.recurrent.shape[-2] == 1
+        cell, axis = self.cell, self.axis
 
         def body(state, step_inputs):
             d_carry, buffer = state
             t, masks_t, valid_t = step_inputs
-            source = buffer if in_place else linear.slopes
-            slopes, rest, d_y = self._take((source, linear.rest, d_ys), t)
-            # A step that is padding passes the cotangent of the carry, as it is.
+            slopes, rest, d_y = take((buffer, linear.rest, d_ys), t, axis)
+            merged = merge(masks, masks_t)
+            # A padded step has cotangents of zero, and passes that of the carry.
             zeros = jax.tree.map(jnp.zeros_like, d_carry)
             d_stepped, d_y = pass_padding((d_carry, d_y), zeros, valid_t)
-            at_step, merged = Linear(slopes, rest), merge(masks, masks_t)
-            pulled = self.cell.pull(transposed, at_step, merged, d_stepped, d_y)
-            new, d_z = pass_padding(pulled, d_carry, valid_t)
-            return (new, self._put(buffer, d_z, t)), None
+            at_step = Linear(slopes, rest)
+            d_old, d_z = cell.pull(transposed, at_step, merged, d_stepped, d_y)
+            # Read back, lest XLA computes it again for the product, from a copy.
+            buffer = put(buffer, d_z, t, axis)
+            d_z = take(buffer, t, axis)
+            d_h = cell.pull_recurrent(transposed, at_step, merged, d_z)
+            new, _ = pass_padding((_add_to_state(d_old, d_h), d_y), d_carry, valid_t)
+            return (new, buffer), None
 
         inputs = (jnp.arange(d_ys.shape[self.axis]), changing(masks), valid)
         start = (d_carry, linear.slopes)
@@ -228,24 +235,6 @@ class _Loop:
         earlier = jax.lax.slice_in_dim(states, 0, time - 1, axis=self.axis)
         return jnp.concatenate([first, earlier], self.axis)
 
-    def _take(self, buffers, t):
-        """What the buffers hold of step t."""
-        take = jax.lax.dynamic_index_in_dim
-        return jax.tree.map(lambda b: take(b, t, self.axis, keepdims=False), buffers)
-
-    def _put(self, buffers, values, t):
-        """The buffers with the values of step t, written in place."""
-        put = jax.lax.dynamic_update_index_in_dim
-        return jax.tree.map(lambda b, v: put(b, v, t, self.axis), buffers, values)
-
-    def _empty(self, of_step, zs):
-        """Buffers for all steps, from what there is of one."""
-
-        def empty(value):
-            return jnp.zeros((*zs.shape[:-1], value.shape[-1]), value.dtype)
-
-        return jax.tree.map(empty, of_step)
-
 
 def _project(weights, xs, masks):
     """Returns (m_x * x) W of all steps, and the bias, which a step adds for nothing."""
@@ -260,6 +249,13 @@ def _pull_projection(transposed, xs, masks, d_zs):
     gradient = kernel_gradient(xs.astype(kernel.dtype), masks.inputs, d_zs)
     d_xs = transposed_matmul(d_zs, masks.inputs, kernel)
     return {"kernel": gradient, "bias": d_zs.sum((0, 1))}, d_xs.astype(xs.dtype)
+
+
+def _add_to_state(d_carry, d_h):
+    """Adds to the cotangent of the carry's h."""
+    leaves, structure = jax.tree.flatten(d_carry)
+    leaves[-1] = leaves[-1] + d_h.astype(leaves[-1].dtype)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _is_zero(leaf) -> bool:

@@ -40,9 +40,9 @@ class RNN(nn.Module):
         reverse: whether to run from the last step to the first. Outputs stay at the
             time steps of their inputs, and keys are those of direction "backward".
         loop: "fused" has a derivative written by hand, for the cells that supply one:
-            LSTM, GRU and simple. "recompute" keeps the carry alone for it, and computes
-            the rest again. "plain" is the definition, which also has derivatives in
-            forward mode (`jax.jvp`, `jax.jacfwd`).
+            LSTM, GRU and simple. "recompute" keeps less between the two passes, and
+            computes the rest again. "plain" is the definition, which also has
+            derivatives in forward mode (`jax.jvp`, `jax.jacfwd`).
 
     Raises:
         ValueError: `loop` is another word, or "recompute" for a cell that does not
@@ -153,6 +153,8 @@ class Bidirectional(nn.Module):
 
     def __post_init__(self):
         _check_distinct("forward, backward", (self.forward, self.backward))
+        for cell in (self.forward, self.backward):
+            _check_loop(self.loop, cell)
         super().__post_init__()
 
     @nn.compact

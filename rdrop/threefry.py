@@ -13,14 +13,14 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Float, Integer, Key, UInt32
 
 Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 
 
-def fold_in(key: Key[Array, ""], data: int | Int[Array, ""]) -> Key[Array, ""]:
+def fold_in(key: Key[Array, ""], data: int | Integer[Array, ""]) -> Key[Array, ""]:
     """Returns the key that `jax.random.fold_in` does.
 
     Args:

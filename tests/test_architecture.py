@@ -12,6 +12,7 @@ import rdrop
 ROOT = Path(__file__).parent.parent
 CELL = {"cells.base", "dropout", "noise"}
 MAY_IMPORT = {
+    "buffer": set(),
     "threefry": set(),
     "keys": {"threefry"},
     "noise": {"threefry"},
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "cells.min_gru": CELL,
     "cells": {"cells.base", "cells.lstm", "cells.gru", "cells.simple", "cells.min_gru"},
     "scan": {"cells", "cells.base", "dropout"},
-    "fused": {"cells", "cells.base", "dropout", "noise", "scan"},
+    "fused": {"buffer", "cells", "cells.base", "dropout", "noise", "scan"},
     "layers": {"cells", "cells.base", "dropout", "fused", "keys", "scan"},
     "presets": {"dropout", "noise"},
     "plot": {"dropout", "noise"},

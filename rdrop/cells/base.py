@@ -139,7 +139,7 @@ class Cell(nn.RNNCellBase):
         d_carry: Carry,
         d_y: Float[Array, "B H"],
     ) -> tuple[Carry, Float[Array, "B GH"]]:
-        """Takes cotangents back through a step.
+        """Takes cotangents back through a step, but for what `pull_recurrent` does.
 
         Args:
             transposed: the weights, matrices transposed.
@@ -152,6 +152,25 @@ class Cell(nn.RNNCellBase):
             The cotangents of the carry before the step, and of z.
         """
         raise NotImplementedError
+
+    @nn.nowrap
+    def pull_recurrent(
+        self,
+        transposed: Weights,
+        linear: Linear,
+        masks: Masks,
+        d_z: Float[Array, "B GH"],
+    ) -> Float[Array, "B H"]:
+        """Takes the cotangent of z back to the h that step multiplies by the kernel.
+
+        Args:
+            transposed: the weights, matrices transposed.
+            linear: the derivative; its `slopes` are gone.
+            masks: of this step.
+            d_z: of `pull`.
+        """
+        kernel = transposed["recurrent_kernel"]
+        return transposed_matmul(d_z, masks.recurrent, kernel)
 
     @nn.nowrap
     def pull_weights(
@@ -174,9 +193,8 @@ class Cell(nn.RNNCellBase):
     @nn.nowrap
     def is_linearised(self) -> bool:
         """Returns whether the class that supplies the step supplies its derivative."""
-        owner = next(
-            c for c in type(self).__mro__ if {"step", "linearise"} & {*vars(c)}
-        )
+        supplied = {"project", "step", "linearise"}
+        owner = next(c for c in type(self).__mro__ if supplied & {*vars(c)})
         return "linearise" in vars(owner)
 
     def __call__(

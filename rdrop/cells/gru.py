@@ -124,30 +124,48 @@ def pull_gru(
 ) -> tuple[Float[Array, "B H"], Float[Array, "B GH"]]:
     """Takes cotangents back through a step of `gru`; see `Cell.pull`."""
     keep, reset = linear.rest
-    kernel, dtype = transposed["recurrent_kernel"], linear.slopes.dtype
     d_new, d_old = take_back(d_h, d_y, masks.hidden_state)
     d_old = d_old + d_new * keep
-    d_new = d_new.astype(dtype)
+    d_new = d_new.astype(linear.slopes.dtype)
     if reset_after:
         d_a = jnp.concatenate([d_new, d_new, d_new], axis=-1) * linear.slopes
-        d_u = _reset_candidate(d_a, reset)
-        d_recurred = transposed_matmul(d_u, masks.recurrent, kernel)
-        return d_recurred.astype(d_h.dtype) + d_old, d_a
-    mask_zr, mask_n = _split_mask(masks.recurrent)
-    kernel_zr, kernel_n = jnp.split(kernel, [2 * d_h.shape[-1]])
+        return d_old, d_a
     slope_z, slope_r, slope_n = jnp.split(linear.slopes, 3, axis=-1)
+    _, kernel_n = _split_transposed(transposed)
+    _, mask_n = _split_mask(masks.recurrent)
     d_n = d_new * slope_n
     d_reset = transposed_matmul(d_n, mask_n, kernel_n)
-    d_zr = jnp.concatenate([d_new * slope_z, d_reset * slope_r], axis=-1)
-    d_recurred = transposed_matmul(d_zr, mask_zr, kernel_zr).astype(d_h.dtype)
-    d_h = d_recurred + d_reset.astype(d_h.dtype) * reset + d_old
-    return d_h, jnp.concatenate([d_zr, d_n], axis=-1)
+    d_a = jnp.concatenate([d_new * slope_z, d_reset * slope_r, d_n], axis=-1)
+    return d_old + d_reset.astype(d_h.dtype) * reset, d_a
+
+
+def pull_gru_recurrent(
+    transposed: Weights,
+    linear: Linear,
+    masks: Masks,
+    d_a: Float[Array, "B GH"],
+    reset_after: bool = True,
+) -> Float[Array, "B H"]:
+    """Takes the cotangent of a back to h; see `Cell.pull_recurrent`."""
+    if reset_after:
+        d_u = _reset_candidate(d_a, linear.rest[1])
+        kernel = transposed["recurrent_kernel"]
+        return transposed_matmul(d_u, masks.recurrent, kernel)
+    kernel_zr, _ = _split_transposed(transposed)
+    mask_zr, _ = _split_mask(masks.recurrent)
+    return transposed_matmul(d_a[..., : len(kernel_zr)], mask_zr, kernel_zr)
 
 
 def _reset_candidate(d_a, reset):
     """From the cotangent of a to that of (m_h * h) U, with the reset after."""
     d_zr, d_n = jnp.split(d_a, [2 * reset.shape[-1]], axis=-1)
     return jnp.concatenate([d_zr, d_n * reset.astype(d_n.dtype)], axis=-1)
+
+
+def _split_transposed(transposed):
+    """The transposed kernels of the gates z and r, and that of the candidate."""
+    kernel = transposed["recurrent_kernel"]
+    return jnp.split(kernel, [2 * kernel.shape[1]])
 
 
 def _split_mask(mask):
@@ -223,6 +241,17 @@ class GRUCell(Cell):
     ) -> tuple[Float[Array, "B H"], Float[Array, "B GH"]]:
         """Takes cotangents back through a step."""
         return pull_gru(transposed, linear, masks, d_carry, d_y, self.reset_after)
+
+    @nn.nowrap
+    def pull_recurrent(
+        self,
+        transposed: Weights,
+        linear: Linear,
+        masks: Masks,
+        d_z: Float[Array, "B GH"],
+    ) -> Float[Array, "B H"]:
+        """Takes the cotangent of z back to the h before the step."""
+        return pull_gru_recurrent(transposed, linear, masks, d_z, self.reset_after)
 
     @nn.nowrap
     def pull_weights(

@@ -30,12 +30,11 @@ from rdrop.cells.base import (
     masked_matmul,
     put_out,
     take_back,
-    transposed_matmul,
 )
 from rdrop.dropout import Masks
 from rdrop.noise import Mix, Site
 
-LSTMCarry: TypeAlias = tuple[Float[Array, "B H"], Float[Array, "B H"]]
+LSTMCarry: TypeAlias = tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]
 EPSILON = 1e-12
 
 
@@ -103,11 +102,7 @@ def linear_lstm(
 
 
 def pull_lstm(
-    transposed: Weights,
-    linear: Linear,
-    masks: Masks,
-    d_carry: LSTMCarry,
-    d_y: Float[Array, "B H"],
+    linear: Linear, masks: Masks, d_carry: LSTMCarry, d_y: Float[Array, "B H"]
 ) -> tuple[LSTMCarry, Float[Array, "B GH"]]:
     """Takes cotangents back through a step of `lstm`; see `Cell.pull`."""
     d_c, d_h = d_carry
@@ -122,8 +117,7 @@ def pull_lstm(
         d_memory, d_kept = hand_back(d_c + d_seen, masks.cell_state)
     d_gates = jnp.concatenate([d_memory, d_memory, d_memory, d_new], axis=-1)
     d_z = d_gates.astype(linear.slopes.dtype) * linear.slopes
-    d_recurred = transposed_matmul(d_z, masks.recurrent, transposed["recurrent_kernel"])
-    return (d_memory * forget + d_kept, d_recurred.astype(d_h.dtype) + d_old), d_z
+    return (d_memory * forget + d_kept, d_old), d_z
 
 
 def layer_norm_lstm(
@@ -264,7 +258,7 @@ class LSTMCell(Cell):
         d_y: Float[Array, "B H"],
     ) -> tuple[LSTMCarry, Float[Array, "B GH"]]:
         """Takes cotangents back through a step."""
-        return pull_lstm(transposed, linear, masks, d_carry, d_y)
+        return pull_lstm(linear, masks, d_carry, d_y)
 
     @nn.nowrap
     def initialize_carry(

@@ -16,7 +16,6 @@ from rdrop.cells.base import (
     masked_matmul,
     put_out,
     take_back,
-    transposed_matmul,
 )
 from rdrop.dropout import Masks
 
@@ -67,20 +66,6 @@ def linear_simple(
     return put_out(h_new, h, masks.hidden_state), Linear(slopes)
 
 
-def pull_simple(
-    transposed: Weights,
-    linear: Linear,
-    masks: Masks,
-    d_h: Float[Array, "B H"],
-    d_y: Float[Array, "B H"],
-) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
-    """Takes cotangents back through a step of `simple`; see `Cell.pull`."""
-    d_new, d_old = take_back(d_h, d_y, masks.hidden_state)
-    d_z = d_new.astype(linear.slopes.dtype) * linear.slopes
-    d_recurred = transposed_matmul(d_z, masks.recurrent, transposed["recurrent_kernel"])
-    return d_recurred.astype(d_h.dtype) + d_old, d_z
-
-
 class SimpleCell(Cell):
     """Simple recurrence [1]; see `simple`. Its carry is h. It has no gates.
 
@@ -125,4 +110,5 @@ class SimpleCell(Cell):
         d_y: Float[Array, "B H"],
     ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
         """Takes cotangents back through a step."""
-        return pull_simple(transposed, linear, masks, d_carry, d_y)
+        d_new, d_old = take_back(d_carry, d_y, masks.hidden_state)
+        return d_old, d_new.astype(linear.slopes.dtype) * linear.slopes

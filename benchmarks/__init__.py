@@ -1,0 +1,1 @@
+"""Benchmarks of rdrop's loops beside other libraries': `make bench`."""

@@ -1,0 +1,95 @@
+"""The command line: `python -m benchmarks` measures, and writes results and tables."""
+
+import dataclasses
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+import rdrop
+from benchmarks import report, sweep
+from benchmarks.cases import BASE, plan
+from benchmarks.rounds import Workers, measure
+
+FOLDER = Path(__file__).parent / "results"
+PACKAGES = ("jax", "jaxlib", "flax", "keras", "torch", "numpy")
+# Makes large buffers of large pages, of which the kernel has fewer to map and clear.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+TUNED = ("rdrop", "rdrop-plain", "keras-jax", "torch")
+
+
+def main(
+    only: Annotated[str | None, tyro.conf.arg(metavar="TABLE")] = None,
+) -> None:
+    """Measures everything side by side, which takes a quarter of an hour.
+
+    Args:
+        only: one table: train, price, gru, forward, growth, pages or sweep. The rest is
+            kept from the last time.
+    """
+    path = FOLDER / "cpu.json"
+    kept = only is not None and path.exists()
+    before = json.loads(path.read_text()) if kept else {"measured": [], "sweep": {}}
+    measured = [m for m in before["measured"] if only and m["table"] != only]
+    entries = [entry for entry in plan() if only in (None, entry[0])]
+    pages = [("pages", who, c) for table, who, c in plan() if _is_tuned(table, who, c)]
+    with Workers() as workers:
+        peak = 2 * 2048**3 / _peak_seconds(workers) / 1e9
+        measured += _track(entries, workers, "plain pages")
+    if only in (None, "pages"):
+        with Workers(HUGE_PAGES) as workers:
+            measured += _track(pages, workers, "huge pages")
+    sweeps = before["sweep"]
+    if only in (None, "sweep"):
+        sweeps = {"rdrop": sweep.rdrop()}
+        for name in ("keras-jax", "torch"):
+            sweeps[name] = sweep.peer(name, sweeps["rdrop"]["lanes"])
+    results = {
+        "environment": _environment(),
+        "peak_gflops": round(peak, 1),
+        "measured": measured,
+        "sweep": sweeps,
+    }
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    report.write(report.read(path))
+    Console().print(f"Results: {path}; the tables are in README.md and NOTES.md.")
+
+
+def _is_tuned(table, who, case):
+    return table == "train" and who in TUNED and case.gates == "shared"
+
+
+def _track(entries, workers, what):
+    measuring = measure(entries, workers)
+    return [
+        measured.record()
+        for measured in track(measuring, f"Timing, {what}", total=len(entries))
+    ]
+
+
+def _peak_seconds(workers):
+    case = dataclasses.asdict(BASE)
+    workers["peak"].ask({"build": case})
+    return min(workers["peak"].ask({"run": 3.0, "case": case})["seconds"])
+
+
+def _environment():
+    cpu = Path("/proc/cpuinfo")
+    names = cpu.read_text().splitlines() if cpu.exists() else []
+    model = next((n.split(": ")[1] for n in names if "model name" in n), "")
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {model}".rstrip(", "),
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": {"python": platform.python_version(), "rdrop": rdrop.__version__}
+        | {name: version(name) for name in PACKAGES},
+    }
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

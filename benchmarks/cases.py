@@ -1,0 +1,94 @@
+"""Cases: what is timed, and by whom."""
+
+import dataclasses
+from typing import Literal
+
+Noise = Literal["none", "sequence", "step"]
+RATE = 0.5
+
+# rdrop's three loops; then its peers, and what noise each of them can do.
+RDROP = ("rdrop", "rdrop-recompute", "rdrop-plain")
+CAN: dict[str, tuple[Noise, ...]] = {
+    **dict.fromkeys(RDROP, ("none", "sequence", "step")),
+    "keras-jax": ("none", "sequence"),
+    "keras-torch": ("none", "sequence"),
+    "torch": ("none",),
+    "flax": ("none",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One layer, and what it is asked to do.
+
+    Attributes:
+        batch, time, features, units: B, T, D and H, float32, batch first.
+        cell: the recurrence.
+        noise: masks on x_t and h_{t-1} at rate 0.5, held over the sequence or drawn at
+            each step.
+        gates: "each" gate has masks of its own, as in Keras, or all "shared" one.
+        train: forward and backward pass, with respect to parameters and inputs; or
+            forward alone.
+    """
+
+    batch: int
+    time: int
+    features: int
+    units: int
+    cell: Literal["lstm", "gru"] = "lstm"
+    noise: Noise = "sequence"
+    gates: Literal["shared", "each"] = "shared"
+    train: bool = True
+
+    @property
+    def flops(self) -> int:
+        """Of the matrix products, two for a multiplication and an addition."""
+        gates = 4 if self.cell == "lstm" else 3
+        products = self.features + self.units
+        once = 2 * self.batch * self.time * products * gates * self.units
+        return 3 * once if self.train else once
+
+
+SHAPES = {
+    "PTB medium": Case(20, 35, 650, 650),
+    "IMDB-like": Case(64, 100, 128, 128),
+    "sequential MNIST": Case(32, 784, 1, 128),
+    "small": Case(32, 50, 32, 64),
+}
+BASE = SHAPES["IMDB-like"]
+GROWTH = [
+    *(dataclasses.replace(BASE, time=time) for time in (25, 50, 200, 400)),
+    *(dataclasses.replace(BASE, batch=batch) for batch in (16, 32, 128, 256)),
+    *(
+        dataclasses.replace(BASE, features=units, units=units)
+        for units in (32, 64, 256, 512)
+    ),
+]
+
+
+def plan() -> list[tuple[str, str, Case]]:
+    """Returns every measurement: the table that it is for, who, and what."""
+    entries = []
+    for case in SHAPES.values():
+        for who in CAN:
+            if (who, case.time) != ("keras-torch", 784):  # seconds a step
+                entries.append(("train", who, _as_can(who, case)))
+        each = dataclasses.replace(case, gates="each")
+        entries.append(("train", "rdrop", each))
+        for noise in CAN["rdrop"]:
+            entries.append(("price", "rdrop", dataclasses.replace(case, noise=noise)))
+        gru = dataclasses.replace(case, cell="gru")
+        for who in ("rdrop", "rdrop-plain", "keras-jax", "torch"):
+            entries.append(("gru", who, _as_can(who, gru)))
+        forward = dataclasses.replace(case, train=False, noise="none")
+        for who in ("rdrop", "keras-jax", "torch"):
+            entries.append(("forward", who, forward))
+    for case in GROWTH:
+        for who in ("rdrop", "rdrop-plain", "torch"):
+            entries.append(("growth", who, _as_can(who, case)))
+    return entries
+
+
+def _as_can(who: str, case: Case) -> Case:
+    """A case without the noise that a contender cannot do."""
+    return case if case.noise in CAN[who] else dataclasses.replace(case, noise="none")
