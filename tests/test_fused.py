@@ -30,7 +30,8 @@ CELLS = {
 }
 FAST = ("fused", "recompute")
 every_cell = pytest.mark.parametrize("name", CELLS)
-every_loop = pytest.mark.parametrize("loop", FAST)
+slow_recompute = pytest.param("recompute", marks=pytest.mark.slow)
+every_loop = pytest.mark.parametrize("loop", ["fused", slow_recompute])
 
 # Compiles three times as fast.
 quick_jit = functools.partial(
@@ -189,7 +190,7 @@ def stack_results(loop):
     return quick_jit(with_gradients(stack))(noise, LENGTHS, KEYS, *problem_of(stack))
 
 
-@pytest.mark.parametrize("loop", [None, *FAST])
+@pytest.mark.parametrize("loop", [None, "fused", slow_recompute])
 def test_layers_in_both_directions_and_stacked_hand_it_on(loop):
     expected = stack_results("plain")
     assert_all_matter(expected)
@@ -277,6 +278,7 @@ def curvature(name, loop):
     return product(*noisy_loss(name, loop)[1])
 
 
+@pytest.mark.slow
 @every_loop
 @every_cell
 def test_second_derivatives_are_those_of_the_plain_loop(name, loop):
@@ -371,6 +373,7 @@ def half_gradients(name, loop, dtype):
     return quick_jit(jax.grad(loss, argnums=(0, 1)))(params, xs), masks
 
 
+@pytest.mark.slow
 @every_loop
 @pytest.mark.parametrize("name", ["lstm", "gru", "simple"])
 def test_bfloat16_rounds_no_more_than_in_the_plain_loop(name, loop):
@@ -462,6 +465,7 @@ def test_numbers_kept_for_the_gradient_are_those_promised(name):
         assert sum(leaf.size for leaf in kept) == (2 + promised) * xs.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "depth"), [*((name, 1) for name in CELLS), ("lstm", 2)]
 )
@@ -478,6 +482,7 @@ def test_gradient_needs_less_memory_than_that_of_the_plain_loop(name, depth):
 # Vectorised.
 
 
+@pytest.mark.slow
 @every_loop
 def test_gradient_and_vmap_over_lengths_commute(loop):
     lengths = np.stack([LENGTHS, LENGTHS[::-1], np.full(BATCH, 3), np.zeros(BATCH)])
@@ -502,6 +507,7 @@ def test_gradient_and_vmap_over_lengths_commute(loop):
     assert_close(of_total, jax.tree.map(lambda leaf: leaf.sum(0), of_each))
 
 
+@pytest.mark.slow
 @every_loop
 def test_gradients_by_vmap_over_rates_are_those_of_the_loop(loop):
     rnn = rdrop.RNN(CELLS["gru"], loop=loop)
