@@ -14,26 +14,24 @@ from rich.progress import track
 
 import rdrop
 from benchmarks import report, sweep
-from benchmarks.cases import BASE, plan
+from benchmarks.cases import BASE, PEERS, plan
 from benchmarks.rounds import Workers, measure
 
-FOLDER = Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "keras", "torch", "numpy")
 # Makes large buffers of large pages, of which the kernel has fewer to map and clear.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-TUNED = ("rdrop", "rdrop-plain", "keras-jax", "torch")
 
 
 def main(
     only: Annotated[str | None, tyro.conf.arg(metavar="TABLE")] = None,
 ) -> None:
-    """Measures everything side by side, which takes a quarter of an hour.
+    """Measures everything side by side, which takes about seven minutes.
 
     Args:
         only: one table: train, price, gru, forward, growth, pages or sweep. The rest is
             kept from the last time.
     """
-    path = FOLDER / "cpu.json"
+    path = report.RESULTS
     kept = only is not None and path.exists()
     before = json.loads(path.read_text()) if kept else {"measured": [], "sweep": {}}
     measured = [m for m in before["measured"] if only and m["table"] != only]
@@ -57,12 +55,12 @@ def main(
         "sweep": sweeps,
     }
     path.write_text(json.dumps(results, indent=1) + "\n")
-    report.write(report.read(path))
+    report.write(report.read())
     Console().print(f"Results: {path}; the tables are in README.md and NOTES.md.")
 
 
 def _is_tuned(table, who, case):
-    return table == "train" and who in TUNED and case.gates == "shared"
+    return table == "train" and who in PEERS and case.gates == "shared"
 
 
 def _track(entries, workers, what):

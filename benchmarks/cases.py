@@ -15,6 +15,8 @@ CAN: dict[str, tuple[Noise, ...]] = {
     "torch": ("none",),
     "flax": ("none",),
 }
+# Those that the smaller tables compare, in their order.
+PEERS = ("rdrop", "rdrop-plain", "torch", "keras-jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def plan() -> list[tuple[str, str, Case]]:
         for noise in CAN["rdrop"]:
             entries.append(("price", "rdrop", dataclasses.replace(case, noise=noise)))
         gru = dataclasses.replace(case, cell="gru")
-        for who in ("rdrop", "rdrop-plain", "keras-jax", "torch"):
+        for who in PEERS:
             entries.append(("gru", who, _as_can(who, gru)))
         forward = dataclasses.replace(case, train=False, noise="none")
         for who in ("rdrop", "keras-jax", "torch"):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cases import GROWTH, SHAPES, Case
+from benchmarks.cases import GROWTH, PEERS, SHAPES, Case
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/cpu.json"
@@ -62,12 +62,8 @@ def notes(results: dict) -> dict[str, str]:
         "floor": _floor(results),
         "gates": _gates(results),
         "price": _price(results),
-        "pages": _by_contender(
-            results, "pages", ("rdrop", "rdrop-plain", "torch", "keras-jax")
-        ),
-        "gru": _by_contender(
-            results, "gru", ("rdrop", "rdrop-plain", "torch", "keras-jax")
-        ),
+        "pages": _by_contender(results, "pages", PEERS),
+        "gru": _by_contender(results, "gru", PEERS),
         "forward": _by_contender(results, "forward", ("rdrop", "torch", "keras-jax")),
         "compile": _compile(results),
         "memory": _memory(results),

@@ -7,7 +7,7 @@ the fused scan.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -286,13 +286,17 @@ def masked_matmul(
         mask: (B, 1, D) or (B, G, D), or either after a time axis; None is no mask.
         kernel: the gates' kernels side by side.
     """
-    if mask is None:
-        return x @ kernel
-    gates = mask.shape[-2]
-    masks = jnp.split(mask, gates, axis=-2)
-    kernels = jnp.split(kernel, gates, axis=-1)
+    masks = split_gates(mask)
+    kernels = jnp.split(kernel, len(masks), axis=-1)
     products = [mask_units(x, m) @ k for m, k in zip(masks, kernels, strict=True)]
-    return jnp.concatenate(products, axis=-1) if gates > 1 else products[0]
+    return jnp.concatenate(products, axis=-1)
+
+
+def split_gates(
+    mask: Float[Array, "..."] | None,
+) -> Sequence[Float[Array, "..."] | None]:
+    """Returns the mask of each gate that has its own, or the one that all share."""
+    return [None] if mask is None else jnp.split(mask, mask.shape[-2], axis=-2)
 
 
 def transposed_matmul(
@@ -301,11 +305,8 @@ def transposed_matmul(
     transposed: Float[Array, "GH D"],
 ) -> Float[Array, "*batch D"]:
     """Takes the cotangent of `masked_matmul` back to x."""
-    if mask is None or mask.shape[-2] == 1:
-        return mask_units(d_z @ transposed, mask)
-    gates = mask.shape[-2]
-    parts = (jnp.split(a, gates, axis) for a, axis in ((d_z, -1), (transposed, 0)))
-    masks = jnp.split(mask, gates, axis=-2)
+    masks = split_gates(mask)
+    parts = (jnp.split(a, len(masks), axis) for a, axis in ((d_z, -1), (transposed, 0)))
     products = [mask_units(d @ u, m) for d, u, m in zip(*parts, masks, strict=True)]
     return functools.reduce(jnp.add, products)
 
@@ -319,11 +320,10 @@ def kernel_gradient(
 
     One large product costs a fraction of a small one after each step.
     """
-    gates = 1 if mask is None else mask.shape[-2]
-    masks = [None] if mask is None else jnp.split(mask, gates, axis=-2)
+    masks = split_gates(mask)
     gradients = [
         _flat(mask_units(xs, m)).T @ _flat(d)
-        for m, d in zip(masks, jnp.split(d_zs, gates, axis=-1), strict=True)
+        for m, d in zip(masks, jnp.split(d_zs, len(masks), axis=-1), strict=True)
     ]
     return jnp.concatenate(gradients, axis=-1)
 
@@ -348,7 +348,7 @@ def mask_gates(
     """Multiplies each gate by its own mask, or all by one: (B, G, H) or (B, 1, H)."""
     if mask is None:
         return gates
-    parts = jnp.split(mask, mask.shape[-2], axis=-2)
+    parts = [*split_gates(mask)]
     parts = parts * (len(gates) // len(parts))
     return tuple(
         mask_units(gate, part) for gate, part in zip(gates, parts, strict=True)
