@@ -10,16 +10,29 @@ from rdrop.cells import (
     SimpleCell,
 )
 from rdrop.dropout import Dropout, Masks, draw
-from rdrop.functional import embedding_dropout, locked_dropout
+from rdrop.functional import (
+    concrete_regulariser,
+    embedding_dropout,
+    locked_dropout,
+)
 from rdrop.keys import StreamKeys, stream_keys
 from rdrop.layers import RNN, Bidirectional, Stack
-from rdrop.noise import Bernoulli, DropConnect, Gaussian, Mix, Site, Zoneout
+from rdrop.noise import (
+    Bernoulli,
+    Concrete,
+    DropConnect,
+    Gaussian,
+    Mix,
+    Site,
+    Zoneout,
+)
 
 __all__ = [
     "RNN",
     "Bernoulli",
     "Bidirectional",
     "Cell",
+    "Concrete",
     "DropConnect",
     "Dropout",
     "GRUCell",
@@ -34,6 +47,7 @@ __all__ = [
     "Stack",
     "StreamKeys",
     "Zoneout",
+    "concrete_regulariser",
     "draw",
     "embedding_dropout",
     "locked_dropout",

@@ -39,6 +39,7 @@ from rdrop.keys import StreamKeys, check_keys
 from rdrop.lifetime import draw_step, draw_steps
 from rdrop.noise import (
     Bernoulli,
+    Concrete,
     DropConnect,
     Gaussian,
     Mix,
@@ -58,24 +59,25 @@ STREAMS = {
     "hidden_state": "recurrent",
     "recurrent_weights": "recurrent",
 }
+MULTIPLIERS = (Bernoulli, Gaussian, Concrete)
 KINDS: dict[str, tuple[type, ...]] = {
-    "inputs": (Bernoulli, Gaussian),
-    "outputs": (Bernoulli, Gaussian),
+    "inputs": MULTIPLIERS,
+    "outputs": MULTIPLIERS,
     "input_weights": (DropConnect,),
-    "recurrent": (Bernoulli, Gaussian),
-    "update": (Bernoulli, Gaussian),
-    "gates": (Bernoulli, Gaussian),
-    "cell_state": (Bernoulli, Gaussian, Zoneout),
-    "hidden_state": (Bernoulli, Gaussian, Zoneout),
+    "recurrent": MULTIPLIERS,
+    "update": MULTIPLIERS,
+    "gates": MULTIPLIERS,
+    "cell_state": (*MULTIPLIERS, Zoneout),
+    "hidden_state": (*MULTIPLIERS, Zoneout),
     "recurrent_weights": (DropConnect,),
 }
 # What a site must not be set to, besides a kind that it does not take. Anything else
 # may be a placeholder of JAX's, which rebuilds pytrees around what is no noise at all.
 MISTAKES = (bool, int, float, str, np.generic, np.ndarray, jax.Array)
-NOISES = (Bernoulli, Gaussian, Zoneout, DropConnect)
+NOISES = (*MULTIPLIERS, Zoneout, DropConnect)
 
-Multiplier = Bernoulli | Gaussian
-State = Bernoulli | Gaussian | Zoneout
+Multiplier = Bernoulli | Gaussian | Concrete
+State = Multiplier | Zoneout
 Mask = Float[Array, "..."]
 
 

@@ -1,18 +1,26 @@
-"""Functional: dropout around a recurrence, outside any cell.
+"""Functional: dropout around a recurrence, outside any cell, and what a rate costs.
 
 References:
     [1] Gal, Ghahramani. A theoretically grounded application of dropout in recurrent
         neural networks. NeurIPS 2016. arXiv:1512.05287.
     [2] Merity, Keskar, Socher. Regularizing and optimizing LSTM language models. ICLR
         2018. arXiv:1708.02182; embed_regularize.py and locked_dropout.py of their code.
+    [3] Gal, Hron, Kendall. Concrete dropout. NeurIPS 2017. arXiv:1705.07832; checked
+        with concrete-dropout-keras.ipynb of their code, equation 3 with quotations.
 """
 
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
-from rdrop.noise import Bernoulli
+from rdrop.noise import Bernoulli, Concrete, check
+
+# The nearest that a regularised rate comes to 0 and 1; as in the masks of [3].
+EDGE = 1e-7
 
 
 def embedding_dropout(
@@ -60,6 +68,50 @@ def locked_dropout(
     shape[time_axis] = 1
     flat = _mask(key, rate, (1, 1, math.prod(shape)))
     return xs * flat.reshape(shape).astype(xs.dtype)
+
+
+def concrete_regulariser(
+    rate: Any, kernel: Float[Array, "K N"], *, weight: Any, dropout: Any
+) -> Float[Array, ""]:
+    """Returns what a learned rate p adds to the loss, for the kernel that it masks [3].
+
+        weight * sum(kernel^2) / (1 - p) + dropout * K * (p log p + (1 - p) log(1 - p))
+
+    For a loss that is the mean over N examples of the negative log-likelihood, and a
+    prior of lengthscale l, `weight` is l^2 / (2 N) and `dropout` 1 / N; for a mean
+    squared error of precision t, l^2 / (t N) and 2 / (t N). This is the Keras code of
+    [3]; its PyTorch code takes the squares of biases as well. [3, equation 3]
+    multiplies by 1 - p instead, as the masks there are 0 or 1 and the kernel is this
+    one divided by 1 - p.
+
+    The derivation is of masks held over the sequence, and one for all gates. With
+    gates="each", add up the terms of each gate's columns of the kernel.
+
+    Args:
+        rate: in [0, 1]: a number, a tracer, or one rate an input unit [K]. Value and
+            gradient are those at the nearest rate in [1e-7, 1 - 1e-7].
+        kernel: its rows are the K input units that are dropped.
+        weight: 0 or more.
+        dropout: 0 or more.
+
+    Returns:
+        A number in the kernel's dtype, or float32 if that is narrower.
+
+    Raises:
+        ValueError: `rate` is outside [0, 1], or has another shape; `weight` or
+            `dropout` is below 0. Traced values are not checked.
+    """
+    check(Concrete(rate), (1, 1, len(kernel)))
+    for name, value in (("weight", weight), ("dropout", dropout)):
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise ValueError(f"`{name}` must be 0 or more, got {value}.")
+    dtype = np.promote_types(kernel.dtype, np.float32)
+    weight, dropout, p = (jnp.asarray(v, dtype) for v in (weight, dropout, rate))
+    p = jnp.broadcast_to(p.reshape(-1), (len(kernel),))
+    p = p + jax.lax.stop_gradient(jnp.clip(p, EDGE, 1 - EDGE) - p)
+    squares = (kernel.astype(dtype) ** 2).sum(axis=1)
+    negative_entropy = p * jnp.log(p) + (1 - p) * jnp.log1p(-p)
+    return (weight * squares / (1 - p) + dropout * negative_entropy).sum()
 
 
 def _mask(key, rate, shape):

@@ -27,7 +27,7 @@ References:
     before), PyTorch's GRU (reset after); Elman 1990; Feng et al. 2024 (minGRU). Noise:
     Gal, Ghahramani 2016 (inputs, recurrent); Semeniuta et al. 2016 (update); Cheng et
     al. 2017 (gates); Moon et al. 2015 (cell_state); Krueger et al. 2017 (zoned); Wan et
-    al. 2013, Merity et al. 2018 (weights).
+    al. 2013, Merity et al. 2018 (weights); Gal et al. 2017 (smooth masks).
 """
 
 import itertools
@@ -44,6 +44,32 @@ def entry(mask, first, gate, unit):
     """One number of a mask, whose shared axes have size 1."""
     place = zip((first, gate, unit), mask.shape, strict=True)
     return float(mask[tuple(k if size > 1 else 0 for k, size in place)])
+
+
+def concrete(numbers, rate, temperature):
+    """The smooth masks of Gal et al. 2017, with 1 - u in the place of their u.
+
+    A number of 0, whose logarithm is none, drops its unit.
+    """
+    mask = np.zeros(np.shape(numbers))
+    for place, u in np.ndenumerate(numbers):
+        if rate in (0, 1) or u == 0:
+            mask[place] = 1.0 if rate == 0 else 0.0
+            continue
+        odds = math.log(rate / (1 - rate)) + math.log((1 - u) / u)
+        # Below -700 the sigmoid is 0 to any precision, and exp would overflow.
+        drop = sigmoid(max(odds / temperature, -700.0))
+        mask[place] = (1 - drop) / (1 - rate)
+    return mask
+
+
+def concrete_cost(rates, kernel, weight, dropout):
+    """The regulariser of Gal et al. 2017, one input unit after the other."""
+    cost = 0.0
+    for p, row in zip(rates, kernel, strict=True):
+        cost += weight * sum(w * w for w in row) / (1 - p)
+        cost += dropout * (p * math.log(p) + (1 - p) * math.log(1 - p))
+    return cost
 
 
 def factors(masks, t, example):

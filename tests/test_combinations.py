@@ -18,22 +18,23 @@ import pytest
 import reference
 
 import rdrop
-from rdrop import Bernoulli, DropConnect, Gaussian, Masks, Mix, Zoneout
+from rdrop import Bernoulli, Concrete, DropConnect, Gaussian, Masks, Mix, Zoneout
 
 pytestmark = pytest.mark.slow
 TIME, BATCH, FEATURES, UNITS = 3, 2, 3, 3
 RATE = 0.625  # exact in binary, and not its own complement
 LENGTHS = [(3, 2), (1, 3), (0, 2)]
 
+MULTIPLIERS = (Bernoulli, Gaussian, Concrete)
 TAKES = {
-    "inputs": (Bernoulli, Gaussian),
-    "outputs": (Bernoulli, Gaussian),
+    "inputs": MULTIPLIERS,
+    "outputs": MULTIPLIERS,
     "input_weights": (DropConnect,),
-    "recurrent": (Bernoulli, Gaussian),
-    "update": (Bernoulli, Gaussian),
-    "gates": (Bernoulli, Gaussian),
-    "cell_state": (Bernoulli, Gaussian, Zoneout),
-    "hidden_state": (Bernoulli, Gaussian, Zoneout),
+    "recurrent": MULTIPLIERS,
+    "update": MULTIPLIERS,
+    "gates": MULTIPLIERS,
+    "cell_state": (*MULTIPLIERS, Zoneout),
+    "hidden_state": (*MULTIPLIERS, Zoneout),
     "recurrent_weights": (DropConnect,),
 }
 READERS = {  # how many gates read each of these sites; 0: the cell has no such site
@@ -54,7 +55,7 @@ CELLS = {
 }
 SYMBOLS = {"kernel": "W", "recurrent_kernel": "U", "bias": "b", "recurrent_bias": "b_n"}
 PLACES = list(itertools.product(READERS, TAKES))
-COUNTS = {"built": 1846, "a kind": 1956, "no such site": 602, "no two gates": 888}
+COUNTS = {"built": 2422, "a kind": 2244, "no such site": 770, "no two gates": 1152}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +131,7 @@ def noises():
         yield Bernoulli(RATE, scale="inverted", **options)
         yield Bernoulli(RATE, scale="expectation", **options)
         yield Gaussian(RATE, **options)
+        yield Concrete(RATE, **options)
         yield Zoneout(RATE, **options)
     yield DropConnect(RATE, by="weight")
     yield DropConnect(RATE, by="row")
@@ -159,7 +161,7 @@ def test_counts():
         for word in COUNTS
     }
     assert found == COUNTS
-    assert sum(found.values()) == 6 * 9 * 98  # cells, sites; kinds with their options
+    assert sum(found.values()) == 6 * 9 * 122  # cells, sites; kinds with their options
 
 
 def plain(masks):
@@ -317,7 +319,7 @@ TOGETHER = {  # on every site at once: of weights, of states, of two or more gat
         DropConnect(0.4),
         Bernoulli(0.4, per="step", scale="expectation"),
         Gaussian(0.4, per="step", gates="each", units="shared"),
-        Bernoulli(0.4, per="step", drift=0.5),
+        Concrete(0.4, per="step", drift=0.5, temperature=0.7),
     ),
 }
 
@@ -339,7 +341,7 @@ def test_all_sites_together_match_the_equations(named, lifetime, reverse):
     dropout = everywhere(cell, *TOGETHER[lifetime])
     keys = rdrop.stream_keys(jax.random.key(0)).replace(step=2)
     own = keys.replace(direction="backward") if reverse else keys
-    with jax.disable_jit():  # compiled Gaussian masks may round otherwise
+    with jax.disable_jit():  # compiled masks that are smooth may round otherwise
         masks = plain(setting.draw(dropout, own))
         for lengths in LENGTHS:
             actual = setting.run(dropout, keys, np.asarray(lengths), reverse)

@@ -1,9 +1,12 @@
-"""Dropout outside a cell: whole word types, and units held over time."""
+"""Dropout outside a cell: word types, units held over time; what a rate costs."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 
 import rdrop
 
@@ -95,3 +98,96 @@ def test_time_axis_that_is_none_is_refused(time_axis):
     )
     with pytest.raises(ValueError, match=message):
         rdrop.locked_dropout(KEY, 0.5, jnp.ones((2, 3, 4)), time_axis)
+
+
+COSTS = {"weight": 0.03, "dropout": 0.5}
+
+
+def cost(rate, kernel):
+    return rdrop.concrete_regulariser(rate, kernel, **COSTS)
+
+
+@pytest.fixture
+def kernel(rng):
+    return jnp.asarray(rng.normal(size=(5, 8)))
+
+
+@pytest.mark.parametrize("rate", [1e-6, 0.1, 0.5, 0.9, 1 - 1e-6])
+def test_regulariser_is_that_of_the_paper(kernel, rate):
+    """Value and gradients, those of the rate by hand."""
+    expected = reference.concrete_cost([rate] * 5, np.asarray(kernel), **COSTS)
+    np.testing.assert_allclose(cost(rate, kernel), expected, rtol=1e-12)
+    in_rate, in_kernel = jax.grad(cost, argnums=(0, 1))(rate, kernel)
+    slope = 0.03 * (kernel**2).sum() / (1 - rate) ** 2
+    slope += 0.5 * 5 * math.log(rate / (1 - rate))
+    np.testing.assert_allclose(in_rate, slope, rtol=1e-6)
+    np.testing.assert_allclose(in_kernel, 0.06 * kernel / (1 - rate), rtol=1e-12)
+
+
+def test_regulariser_is_the_divergence_of_the_paper(kernel):
+    """Equation 3, of masks of 0 and 1: the kernel there is this one over 1 - p."""
+    rate, lengthscale, examples = 0.3, 0.7, 200
+    outer = kernel / (1 - rate)
+    entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+    divergence = lengthscale**2 * (1 - rate) / 2 * (outer**2).sum() - 5 * entropy
+    actual = rdrop.concrete_regulariser(
+        rate,
+        kernel,
+        weight=lengthscale**2 / (2 * examples),
+        dropout=1 / examples,
+    )
+    np.testing.assert_allclose(actual, divergence / examples, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 1, 5)])
+def test_regulariser_takes_a_rate_for_each_input_unit(kernel, shape):
+    rates = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    expected = reference.concrete_cost(rates, np.asarray(kernel), **COSTS)
+    np.testing.assert_allclose(cost(rates.reshape(shape), kernel), expected, rtol=1e-12)
+    np.testing.assert_allclose(cost(rates[:1], kernel), cost(0.1, kernel), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize(("end", "near"), [(0.0, 1e-7), (1.0, 1 - 1e-7)])
+def test_regulariser_at_an_end_is_that_of_the_nearest_rate(kernel, end, near, dtype):
+    """Finite, and with a gradient that leads away from the end."""
+    kernel = kernel.astype(dtype)
+    value, slope = jax.value_and_grad(cost)(end, kernel)
+    assert value.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
+    nearest = near if dtype == jnp.float64 else float(np.float32(near))
+    expected = reference.concrete_cost([nearest] * 5, np.float64(kernel), **COSTS)
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    assert np.isfinite(slope)
+    assert slope * (end - 0.5) > 0
+
+
+def test_regulariser_of_many_rates_is_one_program(kernel):
+    program = jax.jit(cost)
+    rates = jnp.asarray([0.0, 0.2, 0.7, 1.0])
+    looped = [program(rate, kernel) for rate in rates]
+    assert program._cache_size() == 1
+    np.testing.assert_allclose(jax.vmap(program, (0, None))(rates, kernel), looped)
+
+
+def test_learned_rate_settles_where_the_gradient_of_the_regulariser_is_zero():
+    """Without a kernel that is where the entropy of the mask is largest."""
+    slope = jax.jit(jax.grad(lambda logit: cost(jax.nn.sigmoid(logit), zeros)))
+    zeros, logit = jnp.zeros((5, 8)), jnp.float64(-4.0)
+    for _ in range(100):
+        logit = logit - slope(logit)
+    np.testing.assert_allclose(jax.nn.sigmoid(logit), 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rate": 1.5}, r"`rate` must lie in \[0, 1\], got 1.5"),
+        ({"rate": jnp.zeros(7)}, r"`rate` must broadcast to .* got shape \(7,\)"),
+        ({"weight": -1.0}, r"`weight` must be 0 or more, got -1.0"),
+        ({"dropout": -0.5}, r"`dropout` must be 0 or more, got -0.5"),
+    ],
+)
+def test_wrong_arguments_of_the_regulariser_are_refused(kernel, change, message):
+    arguments = {"rate": 0.5, "kernel": kernel, **COSTS} | change
+    with pytest.raises(ValueError, match=message):
+        rdrop.concrete_regulariser(**arguments)

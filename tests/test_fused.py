@@ -13,10 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from flax import linen as nn
 
 import rdrop
-from rdrop import Bernoulli, DropConnect, Dropout, Gaussian, Masks, Mix, Zoneout
+from rdrop import (
+    Bernoulli,
+    Concrete,
+    DropConnect,
+    Dropout,
+    Gaussian,
+    Masks,
+    Mix,
+    Zoneout,
+)
 
 BATCH, TIME, FEATURES, UNITS = 4, 6, 2, 3
 LENGTHS = np.array([6, 4, 1, 0])
@@ -264,6 +274,87 @@ def test_gradient_of_a_gaussian_rate_is_that_of_the_plain_loop(loop):
 def test_gradient_of_a_gaussian_rate_alone_is_that_beside_others():
     alone, (_, beside) = (gradients_in_rates("fused", n) for n in (3, (0, 3)))
     assert_close(alone, beside, tolerance=1e-5)
+
+
+class Numbers(Concrete):
+    """Puts out the uniform numbers that the mask of a `Concrete` is made of."""
+
+    def mask(self, variate):
+        return variate
+
+
+def loss_by_equations(problem, numbers, rates, temperature=0.1):
+    """`loss_of` an LSTM with smooth masks, from the equations in float64."""
+    params, xs, carry = jax.tree.map(np.asarray, problem)
+    symbols = {"kernel": "W", "recurrent_kernel": "U", "bias": "b"}
+    weights = {symbols[name]: value for name, value in params["params"].items()}
+    masks = {
+        site: reference.concrete(numbers[site], rate, temperature)
+        for site, rate in rates.items()
+    }
+    loss = 0.0
+    for n, length in enumerate(LENGTHS):
+        state = [leaf[n] for leaf in carry]
+        step = reference.lstm_step
+        y, last = reference.unroll(step, xs[n], state, weights, masks, n, length)
+        loss += (y**2).sum() + sum((leaf**2).sum() for leaf in last)
+    return loss
+
+
+RATES = {"inputs": 0.3, "recurrent": 0.6}
+
+
+def smooth(rates, kind=Concrete, **options):
+    return Dropout(**{site: kind(rate, **options) for site, rate in rates.items()})
+
+
+def gradient_in_smooth_rates(loop, **options):
+    """A function of rates; it has no derivative in parameters beside that."""
+    rnn = rdrop.RNN(CELLS["lstm"], **loop)
+    loss, problem = loss_of(rnn, lengths=LENGTHS, keys=KEYS), problem_of(rnn)
+    return jax.grad(lambda rates: loss(*problem, smooth(rates, **options)))
+
+
+@pytest.mark.parametrize("loop", [None, slow_recompute])
+@pytest.mark.parametrize("gates", ["shared", "each"])
+@pytest.mark.parametrize("per", ["sequence", "step"])
+def test_gradient_of_a_concrete_rate_is_that_of_the_equations(per, gates, loop):
+    """By central differences in float64, of the numbers that were drawn."""
+    options = {"per": per, "gates": gates}
+    loop = {"loop": loop} if loop else {}
+    actual = quick_jit(gradient_in_smooth_rates(loop, **options))(RATES)
+    drawn = rdrop.draw(
+        smooth(RATES, Numbers, **options),
+        KEYS,
+        CELLS["lstm"].sites(FEATURES),
+        BATCH,
+        TIME,
+    )
+    numbers = {site: np.float64(getattr(drawn, site)) for site in RATES}
+    problem = problem_of(rdrop.RNN(CELLS["lstm"]))
+    for site, rate in RATES.items():
+        above, below = (
+            loss_by_equations(problem, numbers, RATES | {site: rate + change})
+            for change in (1e-6, -1e-6)
+        )
+        np.testing.assert_allclose(actual[site], (above - below) / 2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("per", ["sequence", "step"])
+def test_gradients_by_vmap_over_concrete_rates_are_those_of_the_loop(per):
+    """From one program, the ends of the rates included."""
+    gradient = gradient_in_smooth_rates({}, per=per)
+    values = jnp.asarray([0.0, 0.3, 0.8, 1.0], jnp.float32)
+    rates = {"inputs": values, "recurrent": values[::-1]}
+    one = quick_jit(gradient)
+    looped = [one(jax.tree.map(lambda v, n=n: v[n], rates)) for n in range(4)]
+    assert one._cache_size() == 1
+    mapped = quick_jit(jax.vmap(gradient))(rates)
+    looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)
+    assert_close(mapped, looped, tolerance=1e-5)
+    for leaf in jax.tree.leaves(mapped):
+        assert np.isfinite(leaf).all()
+        np.testing.assert_array_equal(leaf == 0, [True, False, False, True])
 
 
 @functools.cache

@@ -19,7 +19,16 @@ import optax
 import pytest
 
 import rdrop
-from rdrop import Bernoulli, DropConnect, Dropout, Gaussian, Masks, Mix, Zoneout
+from rdrop import (
+    Bernoulli,
+    Concrete,
+    DropConnect,
+    Dropout,
+    Gaussian,
+    Masks,
+    Mix,
+    Zoneout,
+)
 from rdrop.dropout import resolve
 
 BATCH, TIME, UNITS = 4, 6, 3
@@ -38,7 +47,9 @@ CELLS = {
     "simple": rdrop.SimpleCell(**double),
     "min_gru": rdrop.MinGRUCell(**double),
 }
-KINDS = ("bernoulli", "gaussian", "zoneout")
+MULTIPLIERS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "concrete": Concrete}
+KINDS = (*MULTIPLIERS, "zoneout")
+SMOOTH = ("gaussian", "concrete")
 every_cell = pytest.mark.parametrize("name", CELLS)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -56,7 +67,7 @@ def noise_of(kind, site, gates, rate):
     if kind == "zoneout" and site in STATES:
         return Zoneout(rate, per=per)
     options = {"per": per, "gates": "each" if gates > 1 else "shared"}
-    return (Gaussian if kind == "gaussian" else Bernoulli)(rate, **options)
+    return MULTIPLIERS.get(kind, Bernoulli)(rate, **options)
 
 
 def every_site(cell, kind, rate):
@@ -229,9 +240,9 @@ def test_other_sites_batch_and_time_change_no_mask(name, kind):
     dropout = every_site(cell, kind, 0.4)
     every = draw(cell, dropout)
     larger = draw(cell, dropout, TIME + 2, batch=BATCH + 3)
-    # XLA may round the last digit of a normal number by where it lies in the array.
+    # XLA may round the last digit of a smooth mask by where it lies in the array.
     same = assert_equal
-    if kind == "gaussian":
+    if kind in SMOOTH:
         same = functools.partial(assert_close, tolerance=1e-6)
     for site, noise in dropout.sites():
         mask = getattr(every, site)
@@ -267,6 +278,10 @@ def test_masks_are_nested_in_the_rate(name, kind):
         elif kind == "gaussian" and site not in WEIGHTS:
             odds = np.sqrt(np.float32([0.2 / 0.8, 0.7 / 0.3]))
             assert_close((a - 1) / odds[0], (b - 1) / odds[1], tolerance=1e-5)
+        elif kind == "concrete" and site not in WEIGHTS:
+            left_a, left_b = (1 - 0.2) * a, (1 - 0.7) * b
+            assert (left_a >= left_b).all()
+            assert (left_a > left_b + 0.5).any()
         else:
             assert ((a != 0) >= (b != 0)).all()
             assert ((a != 0) > (b != 0)).any()
@@ -318,7 +333,7 @@ def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-@pytest.mark.parametrize("kind", ["bernoulli", "zoneout"])
+@pytest.mark.parametrize("kind", ["bernoulli", "concrete", "zoneout"])
 @every_cell
 def test_rate_one_is_finite(name, kind):
     cell = CELLS[name]
@@ -457,10 +472,12 @@ KNOBS = {
     "units": {"units": "shared"},
     "scale": {"scale": "expectation"},
     "by": {"by": "row"},
+    "temperature": {"temperature": 0.7},
 }
 SITE_KINDS = {  # each kind, and the sites that take it
     Bernoulli: set(rdrop.dropout.STREAMS) - set(WEIGHTS),
     Gaussian: set(rdrop.dropout.STREAMS) - set(WEIGHTS),
+    Concrete: set(rdrop.dropout.STREAMS) - set(WEIGHTS),
     Zoneout: set(STATES),
     DropConnect: set(WEIGHTS),
 }
@@ -527,7 +544,7 @@ def test_drift_is_live():
 
 
 @every_cell
-@pytest.mark.parametrize("kind", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("kind", MULTIPLIERS)
 def test_inverted_noise_leaves_evaluation_alone(name, kind):
     """No mask at all is left, whatever the rate: the program is that of no noise."""
     cell = CELLS[name]
@@ -599,7 +616,9 @@ LONG = [
     Bernoulli(0.5, per="step"),
     Bernoulli(0.5, scale="expectation"),
     Gaussian(0.5, per="step"),
+    Concrete(0.5, per="step"),
 ]
+LONG_IDS = ["held", "step", "expectation", "gaussian", "concrete"]
 # Inverted masks here multiply the path from h to h itself, which a gate near 1 leaves
 # as it is: they compound, as DESIGN.md says of Keras 3.0 to 3.7.
 COMPOUND = {
@@ -629,7 +648,7 @@ def candidate_bound(name, cell, params, xs, masks, site):
     return float(abs(z[..., cell.units :]).max())
 
 
-@pytest.mark.parametrize("noise", LONG, ids=["held", "step", "expectation", "gaussian"])
+@pytest.mark.parametrize("noise", LONG, ids=LONG_IDS)
 @every_cell
 def test_nothing_explodes_in_a_thousand_steps(name, noise):
     cell = CELLS[name].clone(units=16, param_dtype=jnp.float32)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference
 
-from rdrop import Bernoulli, DropConnect, Gaussian, Mix, Zoneout
+from rdrop import Bernoulli, Concrete, DropConnect, Gaussian, Mix, Zoneout
 from rdrop.lifetime import draw_step, draw_steps
 
 KEY = jax.random.key(0)
@@ -90,7 +91,7 @@ def test_options_share_axes():
     assert Bernoulli(0.5, units="shared").shape(5, 4, 3) == (5, 1, 1)
 
 
-KINDS = (Bernoulli, Gaussian, Zoneout, DropConnect)
+KINDS = (Bernoulli, Gaussian, Concrete, Zoneout, DropConnect)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,6 +165,162 @@ def test_gaussian_gradient_in_the_rate_is_that_of_its_formula():
         np.testing.assert_allclose(gradient(rate), numbers * slope, rtol=1e-4)
 
 
+def concrete(rate, temperature=0.1, shape=SHAPE):
+    noise = Concrete(rate, temperature=temperature)
+    return np.asarray(noise.draw(KEY, shape))
+
+
+EXTREMES = np.float32([0, 2**-23, 0.5, 1 - 2**-23])  # the least and the greatest drawn
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 0.7, 2.0])
+@pytest.mark.parametrize("rate", [0.0, 1e-3, 0.1, 0.5, 0.99, 1.0])
+def test_concrete_mask_is_that_of_its_formula(rate, temperature):
+    rate, temperature = np.float32(rate), np.float32(temperature)
+    numbers = np.append(EXTREMES, uniforms((10, 4, 25)))
+    noise = Concrete(rate, temperature=temperature)
+    actual = noise.mask(jnp.asarray(numbers)[None, None])[0, 0]
+    assert actual.dtype == np.float32
+    expected = reference.concrete(np.float64(numbers), float(rate), float(temperature))
+    # Logits have an error of a few 1e-7, which the temperature divides.
+    tolerance = 2e-6 + 1e-6 / temperature
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=1e-7)
+
+
+def uniforms(shape):
+    return np.asarray(Concrete(0.5).variate(KEY, shape))
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.3, 0.5, 0.9, 0.99])
+def test_concrete_at_a_low_temperature_drops_what_bernoulli_does(rate):
+    cold = concrete(rate, temperature=1e-6)
+    np.testing.assert_array_equal(cold == 0, draw(rate) == 0)
+    np.testing.assert_allclose(cold, draw(rate), rtol=1e-6)
+    warm = concrete(rate) * (1 - rate) < 0.5
+    np.testing.assert_array_equal(warm, draw(rate) == 0)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_concrete_mask_is_near_zero_as_often_as_the_formula_says(rate):
+    """drop > 0.99 where the logistic number of u exceeds a bound."""
+    near_zero = concrete(rate) * (1 - rate) < 0.01
+    logit = math.log(rate / (1 - rate)) - 0.1 * math.log(99)
+    assert_frequency(near_zero.sum(), near_zero.size, 1 / (1 + math.exp(-logit)))
+
+
+def exact_mean(rate, temperature, cells=200_000):
+    numbers = (np.arange(cells) + 0.5) / cells
+    return reference.concrete(numbers, rate, temperature).mean()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.25, 0.5, 0.75, 0.9])
+def test_concrete_mean_has_the_bias_of_its_docstring(rate):
+    exact = exact_mean(rate, 0.1)
+    bias = rate * (1 - 2 * rate) * (math.pi * 0.1) ** 2 / 6
+    np.testing.assert_allclose(exact, 1 - bias, atol=2e-4)
+    mask = concrete(rate, shape=(500, 4, 500)).astype(np.float64)
+    assert abs(mask.mean() - exact) <= 5 * mask.std() / math.sqrt(mask.size)
+
+
+@pytest.mark.parametrize(
+    ("rate", "temperature", "mean"),
+    [(0.25, 0.1, 0.998), (0.9999, 0.1, 1.017), (0.25, 0.5, 0.96), (0.9999, 0.5, 1.57)],
+)
+def test_extremes_of_the_mean_are_those_of_the_docstring(rate, temperature, mean):
+    digits = 3 if temperature == 0.1 else 2
+    assert round(exact_mean(rate, temperature), digits) == mean
+
+
+def test_concrete_masks_are_nested_in_the_rate():
+    """What is left of a unit, before the scale, falls as the rate rises."""
+    rates = np.float32([0.0, 0.1, 0.3, 0.31, 0.7, 1.0])
+    left = [concrete(rate) * (1 - rate) for rate in rates]
+    for low, high in itertools.pairwise(left):
+        assert (high <= low * (1 + 1e-6)).all()
+        assert high.sum() < low.sum()
+
+
+def test_concrete_at_its_ends_and_in_evaluation():
+    for temperature in (1e-6, 0.1, 10.0):
+        assert (concrete(0.0, temperature) == 1).all()
+        assert (concrete(1.0, temperature) == 0).all()
+    assert Concrete(0.5).expected() is None
+    assert (Concrete(0.5).per, Concrete(0.5).temperature) == ("sequence", 0.1)
+
+
+def concrete_total(rate, temperature, numbers):
+    return Concrete(rate, temperature=temperature).mask(numbers).sum()
+
+
+slopes_of_concrete = jax.jit(jax.grad(concrete_total, argnums=(0, 1)))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.7])
+@pytest.mark.parametrize("rate", [0.01, 0.2, 0.5, 0.9])
+def test_concrete_gradients_are_those_of_its_formula(rate, temperature):
+    """Of each unit by central differences of the formula in float64."""
+    numbers = uniforms((20, 1, 5))
+    actual = slopes_of_concrete(rate, temperature, jnp.asarray(numbers))
+
+    def slope(function, at, step=1e-6):
+        return (function(at + step * at) - function(at - step * at)) / (2 * step * at)
+
+    def total(rate, temperature):
+        return reference.concrete(np.float64(numbers), rate, temperature).sum()
+
+    in_rate = slope(lambda value: total(value, temperature), rate)
+    in_temperature = slope(lambda value: total(rate, value), temperature)
+    np.testing.assert_allclose(actual, (in_rate, in_temperature), rtol=1e-4)
+    assert all(actual)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 2.0])
+def test_concrete_gradients_are_finite_everywhere_and_zero_at_the_ends(temperature):
+    numbers = jnp.asarray([[EXTREMES]])
+    for rate in (0.0, 1e-45, 1e-38, 1e-30, 1e-7, 0.5, 1 - 6e-8, 1.0):
+        gradients = slopes_of_concrete(rate, temperature, numbers)
+        assert np.isfinite(gradients).all(), rate
+        assert rate not in (0, 1) or not any(gradients)
+
+
+def test_rate_of_concrete_that_is_no_number_shows():
+    assert np.isnan(Concrete(jnp.float32(math.nan)).draw(KEY, (3, 1, 4))).all()
+
+
+def test_temperature_is_data_one_a_unit_or_a_schedule():
+    temperatures = jnp.asarray([0.05, 0.1, 0.7, 2.0], jnp.float32)
+    program = jax.jit(lambda noise: noise.draw(KEY, (3, 1, 4)))
+    masks = [program(Concrete(0.4, temperature=value)) for value in temperatures]
+    assert program._cache_size() == 1
+    mixed = program(Concrete(0.4, temperature=temperatures))
+    expected = np.stack([mask[..., n] for n, mask in enumerate(masks)], axis=-1)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-6)
+    falling = Concrete(0.4, temperature=optax.linear_schedule(0.7, 0.1, 4))
+    assert jax.tree.leaves(falling) == [0.4]
+    np.testing.assert_allclose(falling.at(2).temperature, 0.4, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"`temperature` is a schedule.*`dropout.at"):
+        falling.draw(KEY, (3, 1, 4))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("temperature", [0, -0.1, math.nan, np.array([0.1, 0.0])])
+def test_temperature_that_is_not_positive_is_refused(temperature):
+    with pytest.raises(ValueError, match=r"`temperature` must be above 0, got "):
+        Concrete(0.5, temperature=temperature)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_temperature_of_another_type_or_shape_is_refused():
+    message = "`temperature` must be a number, an array or a schedule, got"
+    with pytest.raises(TypeError, match=f"{message} '0.1'"):
+        Concrete(0.5, temperature="0.1")
+    with pytest.raises(ValueError, match=f"{message} None"):
+        Concrete(0.5, temperature=None).draw(KEY, SHAPE)
+    message = r"`temperature` must broadcast to the mask's axes .*, got shape \(7,\)"
+    with pytest.raises(ValueError, match=message):
+        Concrete(0.5, temperature=jnp.ones(7)).draw(KEY, SHAPE)
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_zoneout_keeps_the_old_value_with_its_rate(rate):
     share = np.asarray(Zoneout(rate).draw(KEY, SHAPE).share)
@@ -204,7 +361,7 @@ def drifting():
 
     @jax.jit
     def masks(drift, step=0):
-        kinds = (Bernoulli, Gaussian, Zoneout)
+        kinds = (Bernoulli, Gaussian, Concrete, Zoneout)
         noises = [kind(0.4, per="step", drift=drift) for kind in kinds]
         return [draw_steps(noise, KEY, DRIFTING, step, 60) for noise in noises]
 
@@ -213,9 +370,9 @@ def drifting():
 
 @pytest.mark.parametrize(("drift", "per"), [(0.0, "sequence"), (1.0, "step")])
 def test_drift_runs_from_a_held_mask_to_one_a_step(drifting, drift, per):
-    bernoulli, gaussian, zoneout = drifting(drift)
-    kinds = ((Bernoulli, bernoulli), (Gaussian, gaussian), (Zoneout, zoneout.share))
-    for kind, actual in kinds:
+    kinds = (Bernoulli, Gaussian, Concrete, Zoneout)
+    for kind, mask in zip(kinds, drifting(drift), strict=True):
+        (actual,) = jax.tree.leaves(mask)
         held = draw_steps(kind(0.4, per=per), KEY, DRIFTING, 0, 60)
         (expected,) = jax.tree.leaves(held)
         np.testing.assert_array_equal(actual, jnp.broadcast_to(expected, actual.shape))
@@ -230,7 +387,7 @@ def test_one_program_serves_every_drift(drifting):
 @pytest.mark.parametrize("drift", [0.1, 0.5, 0.9])
 def test_a_number_is_drawn_anew_with_the_probability_of_drift(drifting, drift):
     """Normal numbers do not agree by chance, so that a change is a redraw."""
-    bernoulli, gaussian, _ = map(np.asarray, map(jax.tree.leaves, drifting(drift)))
+    bernoulli, gaussian, *_ = map(np.asarray, map(jax.tree.leaves, drifting(drift)))
     redrawn = gaussian[0][1:] != gaussian[0][:-1]
     assert_frequency(redrawn.sum(), redrawn.size, drift)
     for axes in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):
