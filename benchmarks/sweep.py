@@ -13,8 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments import vowels
-from experiments.config import PlaneConfig, load
+from experiments import axes
+from experiments.config import Config
+from experiments.splits import split
+from experiments.task import Batch, Data
+from experiments.tasks import find
 
 CONFIG = Path("configs/vowels_plane.toml")
 SEEDS = 3
@@ -23,9 +26,7 @@ TRAININGS = 2  # of a peer, besides the first
 
 def rdrop() -> dict:
     """Runs the whole command, report and all."""
-    config = load(CONFIG, PlaneConfig)
-    rates = [axis.rate for axis in (config.dropout.inputs, config.dropout.recurrent)]
-    lanes = len(rates[0]) * len(rates[1]) * SEEDS
+    lanes = len(_sweep().lanes()) // len(_sweep().seeds) * SEEDS
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "experiments", "ablate", str(CONFIG)]
         command += ["--seeds", str(SEEDS), "--out", f"{folder}/run"]
@@ -42,10 +43,10 @@ def peer(name: str, lanes: int) -> dict:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     whole = time.perf_counter() - start
     first, *others = json.loads(done.stdout.splitlines()[-1])
-    config, (train, _) = load(CONFIG, PlaneConfig), vowels.load()
-    left = len(train.speakers) - config.train.validation * vowels.SPEAKERS
-    held_out = (left // config.train.batch) / (
-        len(train.speakers) // config.train.batch
+    config, data = _problem()
+    fit, valid = split(data, config.train.validation, (0, 0))
+    held_out = (len(fit) // config.train.batch) / (
+        (len(fit) + len(valid)) // config.train.batch
     )
     one = sum(others) / len(others)
     startup = whole - first - sum(others)
@@ -56,16 +57,25 @@ def peer(name: str, lanes: int) -> dict:
 def main(name: str) -> None:
     """Prints the seconds of each training, of one process."""
     train = {"keras-jax": _keras, "torch": _torch}[name]
-    config, (data, _) = load(CONFIG, PlaneConfig), vowels.load()
+    config, data = _problem()
     seconds = []
     for number in range(1 + TRAININGS):
         start = time.perf_counter()
-        train(config, data, rate=0.1 + 0.1 * number)
+        train(config, data.train, data.outputs, rate=0.1 + 0.1 * number)
         seconds.append(time.perf_counter() - start)
     print(json.dumps(seconds))
 
 
-def _keras(config, data, rate):
+def _sweep() -> axes.Sweep:
+    return axes.sweep(axes.load(CONFIG), str(CONFIG))
+
+
+def _problem() -> tuple[Config, Data]:
+    config = _sweep().base
+    return config, find(config.task.name).load(config.task)
+
+
+def _keras(config, data: Batch, outputs, rate):
     """`fit`, as its users do; a rate is a constant, so each training compiles."""
     os.environ["KERAS_BACKEND"] = "jax"
     import keras
@@ -74,7 +84,7 @@ def _keras(config, data, rate):
         [
             keras.layers.Masking(),
             keras.layers.LSTM(config.model.units, dropout=rate, recurrent_dropout=rate),
-            keras.layers.Dense(vowels.SPEAKERS),
+            keras.layers.Dense(outputs),
         ]
     )
     model.compile(
@@ -82,17 +92,17 @@ def _keras(config, data, rate):
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     epochs, batch = config.train.epochs, config.train.batch
-    model.fit(data.frames, data.speakers, batch, epochs, verbose=0)
+    model.fit(data.inputs, data.targets, batch, epochs, verbose=0)
 
 
-def _torch(config, data, rate):
+def _torch(config, data: Batch, outputs, rate):
     """A loop over time with masks on x_t and h_{t-1}, which torch.nn.LSTM cannot do."""
     import torch
     from torch.nn.functional import cross_entropy, dropout
 
-    frames, lengths, speakers = (torch.tensor(array) for array in data)
-    cell = torch.nn.LSTMCell(frames.shape[2], config.model.units)
-    readout = torch.nn.Linear(config.model.units, vowels.SPEAKERS)
+    xs, lengths, classes = (torch.tensor(array) for array in data)
+    cell = torch.nn.LSTMCell(xs.shape[2], config.model.units)
+    readout = torch.nn.Linear(config.model.units, outputs)
     params = [*cell.parameters(), *readout.parameters()]
     optimiser = torch.optim.Adam(params, config.train.learning_rate)
 
@@ -107,9 +117,9 @@ def _torch(config, data, rate):
         return torch.stack(hs, 1)[torch.arange(len(xs)), lengths.long() - 1]
 
     for _ in range(config.train.epochs):
-        for index in torch.randperm(len(frames)).split(config.train.batch):
-            logits = readout(last_output(frames[index], lengths[index]))
-            loss = cross_entropy(logits, speakers[index].long())
+        for index in torch.randperm(len(xs)).split(config.train.batch):
+            logits = readout(last_output(xs[index], lengths[index]))
+            loss = cross_entropy(logits, classes[index].long())
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -1,90 +1,136 @@
 """The command line: `python -m experiments ablate configs/vowels_plane.toml`."""
 
-import dataclasses
-import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
 
-from experiments.ablate import ablate
-from experiments.compare import compare
-from experiments.config import ConfigError, MethodsConfig, PlaneConfig, load, validate
-from experiments.running import free_folder
+from experiments import axes, commandline
+from experiments import folder as folders
+from experiments import report as reports
+from experiments.ablate import HERE, Machine, ablate
+from experiments.config import ConfigError
+from experiments.devices import one_device_a_core
+from experiments.replay import replay
+from experiments.results import StorageError
+from experiments.running import console
 
-ABLATE = "Trains a plane of dropout x recurrent_dropout rates and reports on it."
-COMPARE = "Trains every method of dropout at several rates and reports on them."
 ConfigPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG.toml")]
+Line = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RESULTS.jsonl:LINE")]
+Folders = Annotated[
+    tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")
+]
+
+_Several: Any = commandline.several()
 
 
 def main(arguments: list[str]) -> int:
     """Runs one command and returns its exit status.
 
-    Status 2 is a mistake in the config or the command line, 130 a run that was stopped.
+    Status 1 is a lane that does not replay, or what could not be stored; 2 a mistake in
+    the config or the command line; 130 a run that was stopped.
     """
     try:
-        ended = tyro.extras.subcommand_cli_from_dict(
+        return tyro.extras.subcommand_cli_from_dict(
             {
-                "ablate": _command(ablate, PlaneConfig, ABLATE, arguments),
-                "compare": _command(compare, MethodsConfig, COMPARE, arguments),
+                "ablate": _ablate(arguments),
+                "replay": _replay,
+                "report": _report,
             },
             prog="python -m experiments",
-            description="Ablations of recurrent dropout as single compiled programs.",
+            description="Ablations of recurrent dropout one can trust.",
             args=arguments,
         )
-        return 0 if ended else 130
-    except ConfigError as error:
+    except (ConfigError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        print("Stopped at once.", file=sys.stderr)
+        print("Stopped at once; the same command goes on from here.", file=sys.stderr)
         return 130
 
 
-def _command(run, kind, summary: str, arguments: list[str]) -> Callable[..., bool]:
+def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
     """A command whose options default to the config that was named to it."""
-    defaults = _defaults(run.__name__, kind, arguments)
+    named = [a for a in arguments[1:] if not a.startswith("-")][:1]
+    is_meant = list(arguments[:1]) == ["ablate"] and named
+    options = (
+        commandline.defaults(Path(named[0]))
+        if is_meant
+        else _Several(seeds=(axes.SEEDS,))
+    )
 
     def command(
         path: ConfigPath,
         /,
-        config: Annotated[kind, tyro.conf.arg(name="")] = defaults,
+        config: Annotated[_Several, tyro.conf.arg(name="")] = options,
         out: Path | None = None,
-    ) -> bool:
-        checked = validate(dataclasses.asdict(config), kind, "command line")
-        return run(checked, out or free_folder(path.stem))
+        tensorboard: bool = False,
+        machine: Annotated[Machine, tyro.conf.arg(name="")] = HERE,
+    ) -> int:
+        """Trains every combination of the values of a config and reports on them.
 
-    command.__doc__ = f"""{summary}
-
-        The config is a TOML file; any of its fields can be overridden here, as in
-        `python -m experiments {run.__name__} CONFIG.toml --seeds 3`.
+        The config is a TOML file; any of its fields can be overridden here, by one
+        value or by several, which then are an axis of the sweep:
+        `python -m experiments ablate CONFIG.toml --dropout.recurrent.rate 0 0.25 0.5`.
+        The same command goes on with a run that was ended, whatever ended it.
 
         Args:
             path: the config, one of those in configs/.
             config: what is run.
-            out: a new folder for the results; by default the first free one of
-                runs/NAME, runs/NAME-2, ...
+            out: the folder of the run; by default runs/NAME.
+            tensorboard: whether to write TensorBoard's event files too.
+            machine: what it runs on.
         """
+        _join(machine)
+        sweep = axes.sweep(commandline.plain(config), str(path))
+        folder = out or folders.of_config(path)
+        text = shlex.join(["python", "-m", "experiments", *arguments])
+        return 0 if ablate(sweep, folder, machine, text, tensorboard) else 130
+
     return command
 
 
-def _defaults(command: str, kind, arguments: list[str]):
-    """The config that is named to a command, or the built-in one."""
-    named = [a for a in arguments[1:] if not a.startswith("-")][:1]
-    if arguments[:1] != [command] or not named:
-        return kind()
-    return load(Path(named[0]), kind)
+def _replay(line: Line, /, data_devices: int = 1) -> int:
+    """Trains one lane of a run again and compares it bit by bit.
+
+    Args:
+        line: a line of results, as runs/vowels_plane/results.jsonl:17, from 1.
+        data_devices: devices that share each batch, as in the run.
+    """
+    return 0 if replay(line, data_devices) else 1
 
 
-def _one_device_a_core() -> None:
-    """Lets each processor core train its own lanes; without effect on GPU and TPU."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+def _report(
+    runs: Folders, /, figure: str | None = None, out: Path | None = None
+) -> int:
+    """Writes the report of a run again, or one that compares several.
+
+    Args:
+        runs: folders of runs.
+        figure: the name of one figure to draw alone.
+        out: the file to write.
+    """
+    if figure is None:
+        path = reports.write(runs, out)
+        reports.summary(runs[0]) if len(runs) == 1 else None
+    else:
+        path = reports.figure(runs, figure, out)
+    console.print(f"Written: {path}", style="bold", soft_wrap=True)
+    return 0
+
+
+def _join(machine: Machine) -> None:
+    """Takes part in a sweep of several processes."""
+    if not machine.distributed:
+        return
+    jax.distributed.initialize(machine.coordinator, machine.processes, machine.process)
+    console.quiet = jax.process_index() > 0
 
 
 if __name__ == "__main__":
-    _one_device_a_core()
+    one_device_a_core()
     sys.exit(main(sys.argv[1:]))

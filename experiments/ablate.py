@@ -1,95 +1,257 @@
-"""Ablate: the plane of dropout x recurrent_dropout, from a config to a report."""
+"""Ablate: a sweep from its config to a report, through whatever may end it."""
 
+import itertools
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from rich import box
-from rich.table import Table
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from experiments import plane, report, results, sweep, vowels
-from experiments.config import PlaneConfig, to_toml
-from experiments.plane import Choice, Plane
-from experiments.running import console, make_folder, watch
+from experiments import folder as folders
+from experiments import report
+from experiments.axes import Lane, Sweep
+from experiments.checkpoints import Checkpoints
+from experiments.report import tensorboard
+from experiments.results import Store, records
+from experiments.running import Watch, console, watch
+from experiments.sweep import Program, check, compile_sweep
+from experiments.task import Data, Task
+from experiments.tasks import find
 
 
-def ablate(config: PlaneConfig, folder: Path) -> bool:
-    """Trains the plane and writes config, results, figures and report into `folder`.
+@dataclass(frozen=True)
+class Machine:
+    """What a sweep runs on; results do not depend on it, but for rounding."""
 
-    Ctrl-C and SIGTERM end it after the current chunk of epochs; a second one at once.
+    data_devices: int = 1
+    """Devices that share each batch of a lane, for large models."""
+    memory: float | None = None
+    """GB that a device may use; by default what is free on it."""
+    distributed: bool = False
+    """Whether other processes take part; what is not given is detected."""
+    coordinator: str | None = None
+    """Address of the first process, as host:port."""
+    processes: int | None = None
+    """How many take part."""
+    process: int | None = None
+    """Which of them this is, from 0."""
+
+
+HERE = Machine()
+
+
+class Part(NamedTuple):
+    """The lanes of one program.
+
+    Attributes:
+        structure: the values that they share.
+        first: the place of the first in the sweep.
+        lanes: all of them.
+    """
+
+    structure: dict[str, Any]
+    first: int
+    lanes: list[Lane]
+
+
+def ablate(
+    sweep: Sweep,
+    folder: Path,
+    machine: Machine = HERE,
+    command: str = "",
+    events: bool = False,
+) -> bool:
+    """Trains all lanes and writes config, results, figures and report into `folder`.
+
+    A folder in which a run of this config was ended is gone on with. Ctrl-C and SIGTERM
+    end it after the current evaluation; a second one at once.
+
+    Args:
+        sweep: what is trained.
+        folder: of the run.
+        machine: what it is trained on.
+        command: the command line, for the report.
+        events: whether to write TensorBoard's event files as well.
 
     Returns:
         Whether it ran to the end.
 
     Raises:
-        ConfigError: the config does not suit the data, or the folder cannot be used.
+        ConfigError: the config does not suit the data, or the folder is of another run.
+        StorageError: results or checkpoints cannot be written.
     """
-    train, test = vowels.load()
-    lanes = plane.lanes(config, train)
-    make_folder(folder, to_toml(config))
-    start = time.perf_counter()
-
-    def keep(chunks):
-        lines = results.records(
-            plane.settings(config),
-            results.stack(chunks),
-            config.train,
-            time.perf_counter() - start,
+    lanes = sweep.lanes()
+    task = find(sweep.base.task.name)
+    data = task.load(sweep.base.task)
+    parts = divide(lanes)
+    for part in parts:
+        check([lane.config for lane in part.lanes], task, data)
+    _alone(folders.open_run, folder, sweep)
+    _in_step("opened")
+    store = Store(folder, lanes)
+    run = _Run(sweep, folder, machine, command, task, data, store)
+    with watch(len(lanes), sweep.base.train.epochs) as watcher:
+        done = all(
+            run.train(part, number, watcher) for number, part in enumerate(parts)
         )
-        results.write(folder / "results.jsonl", lines)
+    _in_step("trained")
+    _alone(store.merge, lanes)
+    _alone(_conclude, folder, events)
+    return done
 
-    with watch(config.train.epochs) as watcher:
-        name = f"{len(lanes.key)} lanes"
-        watcher.announce(name, "compiling one program ...")
-        program = sweep.compile_sweep(lanes, config.model, config.train, train, test)
-        chunks = watcher.train(name, program, config.train, keep)
-    figures = plane.lay_out(config, results.stack(chunks))
-    choice = plane.choose(figures)
-    timing = {
-        "compiling": program.compile_seconds,
-        "training": time.perf_counter() - start - program.compile_seconds,
-    }
-    path = report.write_plane(folder, config, figures, choice, timing)
-    _summarise(figures, choice, timing, path)
-    if watcher.stopped:
-        console.print(
-            f"Stopped after {len(chunks) * config.train.evaluate_every} epochs."
+
+def divide(lanes: list[Lane]) -> list[Part]:
+    """Returns the lanes by their program, in order."""
+    places = itertools.groupby(range(len(lanes)), lambda n: lanes[n].structure)
+    parts = []
+    for structure, group in places:
+        mine = list(group)
+        parts.append(Part(structure, mine[0], [lanes[n] for n in mine]))
+    return parts
+
+
+@dataclass
+class _Run:
+    """A sweep under way."""
+
+    sweep: Sweep
+    folder: Path
+    machine: Machine
+    command: str
+    task: Task
+    data: Data
+    store: Store
+
+    def __post_init__(self):
+        self.programs = folders.read_programs(self.folder)
+
+    def train(self, part: Part, number: int, watcher: Watch) -> bool:
+        """Trains the lanes of one program; returns whether they are all done."""
+        name = _name(part)
+        epochs = self.sweep.base.train.epochs
+        wanted = range(part.first, part.first + len(part.lanes))
+        if self.store.ended.keys() >= set(wanted):
+            watcher.skip(len(part.lanes), epochs)
+            return True
+        if watcher.stopped():
+            return False
+        watcher.announce(name, "compiling ...")
+        program = compile_sweep(
+            [lane.config for lane in part.lanes],
+            self.task,
+            self.data,
+            data_devices=self.machine.data_devices,
+            memory=self.machine.memory and self.machine.memory * 1e9,
         )
-    return not watcher.stopped
+        begun, done = time.perf_counter(), True
+        for which in program.rounds():
+            done = done and self._round(part, program, which, number, watcher)
+        self._note(part, program, time.perf_counter() - begun)
+        return done
+
+    def _round(self, part, program, which, number, watcher) -> bool:
+        """Trains the lanes that are resident at once; returns whether they are done."""
+        train = self.sweep.base.train
+        places = {place: part.first + n for place, n in enumerate(which)}
+        if self.store.ended.keys() >= set(places.values()):
+            watcher.skip(len(which), train.epochs)
+            return True
+        if watcher.stopped():
+            return False
+        lanes = [part.lanes[n] for n in which]
+        placed = program.place(which)
+        folder = self.folder / folders.CHECKPOINTS / f"{number}-{which.start}"
+        with Checkpoints(folder) as saved:
+            state, done = saved.restore(program, placed)
+            watcher.skip(len(which), done * train.evaluate_every)
+            total = train.epochs // train.evaluate_every
+            while done < total and not watcher.stopped():
+                state = program.step(state, placed, program.all_of(which), done)
+                done += 1
+                lines = records(lanes, program.names, state, done)
+                self.store.keep({places[n]: line for n, line in lines.items()})
+                at = done * train.evaluate_every
+                due = at % train.checkpoint_every < train.evaluate_every
+                if due and done < total:
+                    saved.save(done, program, state)
+                note = _progress(program.names, lines)
+                watcher.advance(_name(part), len(which), train.evaluate_every, at, note)
+            if done < total:
+                saved.save(done, program, state)
+        if done == total:
+            saved.remove()
+        return done == total
+
+    def _note(self, part: Part, program: Program, seconds: float) -> None:
+        """Adds what a program took to run.json."""
+        took = {
+            "setting": part.structure,
+            "lanes": len(part.lanes),
+            "resident": program.resident,
+            "compiles": program.compiles,
+            "compile_seconds": round(program.compile_seconds, 2),
+            "train_seconds": round(seconds, 2),
+            "megabytes": round(program.needed * program.mesh.local_mesh.size / 1e6, 1),
+        }
+        self.programs = [*self.programs, took]
+        units = self.data.units
+        facts = {
+            "command": self.command,
+            "task": {
+                "name": self.sweep.base.task.name,
+                "loss": next(iter(units)),
+                "units": units,
+                "source": self.data.source,
+            },
+            "axes": self.sweep.axes,
+            "seeds": self.sweep.seeds,
+            "lanes": len(self.sweep.lanes()),
+            "epochs": self.sweep.base.train.epochs,
+            "programs": self.programs,
+        }
+        _alone(folders.write_run, self.folder, facts)
 
 
-def _summarise(figures: Plane, choice: Choice, timing: dict[str, float], path: Path):
-    console.print(_grid(figures, choice))
-    dropout, recurrent_dropout = figures.rates(choice.best)
-    accuracy = figures.final("test_accuracy")[choice.best].mean()
-    console.print(
-        f"Best on validation: dropout {dropout:g}, recurrent_dropout "
-        f"{recurrent_dropout:g}; test accuracy {accuracy:.1%}."
-    )
-    console.print()
-    console.print("dropout or recurrent_dropout?", style="bold")
-    console.print(plane.answer(figures, choice).replace("`", ""))
-    console.print()
-    spent = ", ".join(f"{seconds:.1f} s {what}" for what, seconds in timing.items())
-    console.print(f"{figures.final('test_nll').size} lanes: {spent}.")
+def _conclude(folder: Path, events: bool) -> None:
+    """Reports on what there is."""
+    if not (folder / folders.RESULTS).exists():
+        console.print("Stopped before the first evaluation: nothing to report.")
+        return
+    path = report.write([folder])
+    report.summary(folder)
+    if events:
+        tensorboard.write(folder)
     console.print(f"Report: {path}", style="bold", soft_wrap=True)
 
 
-def _grid(figures: Plane, choice: Choice) -> Table:
-    """The plane as a table, its first row at the bottom as in the heat map."""
-    table = Table(
-        title="Test NLL (nats), mean ± sd over seeds",
-        caption="columns: recurrent_dropout; bold: chosen on validation",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("dropout", justify="right")
-    for rate in figures.recurrent:
-        table.add_column(f"{rate:g}", justify="center", no_wrap=True)
-    nll = figures.final("test_nll")
-    for i in reversed(range(len(figures.inputs))):
-        texts = [results.mean_sd(cell) for cell in nll[i]]
-        if i == choice.best.inputs:
-            chosen = choice.best.recurrent
-            texts[chosen] = f"[bold green]{texts[chosen]}[/]"
-        table.add_row(f"{figures.inputs[i]:g}", *texts)
-    return table
+def _name(part: Part) -> str:
+    values = " ".join(str(value) for value in part.structure.values())
+    return f"{values} ({len(part.lanes)} lanes)".strip()
+
+
+def _progress(names: Sequence[str], lines: Mapping[int, dict]) -> str:
+    """The mean losses of the lanes that are well."""
+
+    def mean(name):
+        last = [line["metrics"][name][-1] for line in lines.values()]
+        return np.mean([value for value in last if value is not None] or [np.nan])
+
+    train, valid = names[:2]
+    diverged = sum(line["diverged_at"] is not None for line in lines.values())
+    note = f"{train} {mean(train):.4g}, {valid} {mean(valid):.4g}"
+    return note + f", {diverged} diverged" * bool(diverged)
+
+
+def _alone(function, *arguments) -> Any:
+    """Calls a function in the first of the processes only."""
+    return function(*arguments) if jax.process_index() == 0 else None
+
+
+def _in_step(name: str) -> None:
+    """Waits for the other processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

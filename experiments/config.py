@@ -1,17 +1,14 @@
-"""Config: what an experiment is, as data.
+"""Config: what one lane of an experiment is, as data.
 
-A TOML file is read into frozen dataclasses; any field may then be overridden on the
-command line. Unknown keys, wrong types and impossible values are refused here, before
-anything is compiled.
+Frozen dataclasses with one value a field; `experiments.axes` reads the TOML files, in
+which a field may have several values. Unknown keys, wrong types and impossible values
+are refused here, before anything is compiled.
 """
 
 import json
-import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-import tomli_w
 from pydantic import (
     AfterValidator,
     ConfigDict,
@@ -23,25 +20,24 @@ from pydantic import (
 
 from experiments.methods import METHODS
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 Rate = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+StateKind = Literal["zoneout", "bernoulli", "gaussian", "concrete"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def _with_baseline(rates: tuple[float, ...]) -> tuple[float, ...]:
-    if len(set(rates)) < len(rates) or 0 not in rates:
-        raise ValueError("must differ from each other and include the baseline 0")
-    return rates
+class ConfigError(Exception):
+    """A config or data that cannot be run; its text is the one line that says why."""
 
 
-def _known_methods(methods: tuple[str, ...]) -> tuple[str, ...]:
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise ValueError(f"no such method as {unknown[0]}; there are {list(METHODS)}")
-    if not methods or len(set(methods)) < len(methods):
-        raise ValueError("must name at least one method, and each once")
-    return methods
+def _known_method(name: str) -> str:
+    if name not in ("none", *METHODS):
+        raise ValueError(f"no such method; there are none, {', '.join(METHODS)}")
+    return name
 
 
-def _whole_chunks(train: "Train") -> "Train":
+def _whole_evaluations(train: "Train") -> "Train":
     if train.epochs % train.evaluate_every:
         raise ValueError(
             f"evaluate_every = {train.evaluate_every} must divide "
@@ -50,141 +46,157 @@ def _whole_chunks(train: "Train") -> "Train":
     return train
 
 
-class ConfigError(Exception):
-    """A config that cannot be run; its text is the one line that says why."""
-
-
 @with_config(STRICT)
 @dataclass(frozen=True)
-class Noise:
-    """Bernoulli noise on one arrow of the unrolled network: an axis of the plane."""
+class Task:
+    """What is learned from."""
 
-    rate: Annotated[tuple[Rate, ...], AfterValidator(_with_baseline)] = (
-        0.0,
-        0.15,
-        0.3,
-        0.5,
-        0.7,
-    )
-    """Rates of the axis, in [0, 1]; 0 is the baseline without this noise."""
-    per: Literal["sequence", "step"] = "sequence"
-    """Lifetime of a mask: one a sequence, or a new one at each time step."""
-    gates: Literal["shared", "each"] = "shared"
-    """Whether the four gates share a mask."""
-    batch: Literal["each", "shared"] = "each"
-    """Whether each example has its own mask."""
-    scale: Literal["inverted", "expectation"] = "inverted"
-    """Whether training divides by 1 - rate, or evaluation multiplies by it."""
-
-
-@with_config(STRICT)
-@dataclass(frozen=True)
-class Plane:
-    """The two axes of the plane; every pair of rates is a cell."""
-
-    inputs: Noise = field(default_factory=Noise)
-    """Noise on x_t into the cell, the vertical arrows; Keras `dropout`."""
-    recurrent: Noise = field(default_factory=Noise)
-    """Noise on h_{t-1} into the cell, the horizontal arrows; `recurrent_dropout`."""
+    name: str = "japanese_vowels"
+    """The shipped japanese_vowels; classify, regress, label or characters, which read
+    `data`; or the path of a .py file with a task of your own."""
+    data: str = ""
+    """A file of yours: .npz or .csv, text for characters."""
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the sequences that is set aside for test where a file has no split."""
+    window: Count = 100
+    """Characters a sequence, for the task characters."""
 
 
 @with_config(STRICT)
 @dataclass(frozen=True)
 class Model:
-    """Recurrent layers and a linear readout of their last output."""
+    """Recurrent layers and a linear readout."""
 
-    units: Annotated[int, Field(ge=1)] = 64
+    cell: Literal["lstm", "layernorm_lstm", "gru", "simple", "mingru"] = "lstm"
+    """The recurrence."""
+    units: Count = 64
     """Units of each layer."""
-    layers: Annotated[int, Field(ge=1)] = 1
+    layers: Count = 1
     """Layers of the stack."""
 
 
 @with_config(STRICT)
 @dataclass(frozen=True)
+class Noise:
+    """Noise on one arrow of the unrolled network, in every layer."""
+
+    kind: Literal["bernoulli", "gaussian", "concrete"] = "bernoulli"
+    """How a mask is drawn."""
+    rate: Rate = 0.0
+    """Rate, in [0, 1]; at 0 throughout, the site is left out."""
+    per: Literal["sequence", "step"] = "sequence"
+    """Lifetime of a mask: one a sequence, or a new one at each time step."""
+    drift: Rate = 1.0
+    """With per = "step": probability that a unit's number is drawn anew at a step."""
+    gates: Literal["shared", "each"] = "shared"
+    """Whether the gates that read the site share a mask."""
+    batch: Literal["each", "shared"] = "each"
+    """Whether each example has its own mask."""
+    scale: Literal["inverted", "expectation"] = "inverted"
+    """Whether training divides by 1 - rate, or evaluation multiplies by it."""
+    temperature: Positive = 0.1
+    """Of kind = "concrete": the lower, the nearer its masks are to Bernoulli's."""
+    learn: bool = False
+    """Whether `rate` is where gradient descent on it starts; for kind = "concrete"."""
+    length_scale: Positive = 1e-2
+    """Of the prior over the weights, where the rate is learned: Gal's l."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class StateNoise(Noise):
+    """Noise on a state that is handed on in time."""
+
+    kind: StateKind = "zoneout"  # type: ignore[assignment]
+    """How a mask is drawn; zoneout mixes the old state with the new one."""
+    per: Literal["sequence", "step"] = "step"
+    """Lifetime of a mask: one a sequence, or a new one at each time step."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class WeightNoise:
+    """DropConnect: weights of a kernel are dropped, once a batch."""
+
+    rate: Rate = 0.0
+    """Rate, in [0, 1]; at 0 throughout, the kernel is left alone."""
+    by: Literal["weight", "row"] = "weight"
+    """Whether each weight is dropped by itself, or all of a pre-activation."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class Dropout:
+    """A method by its name and one rate, or noise at each site."""
+
+    method: Annotated[str, AfterValidator(_known_method)] = "none"
+    """What a paper or library calls dropout: one of `experiments/methods.py`."""
+    rate: Rate = 0.0
+    """Rate of the method, in [0, 1]."""
+    inputs: Noise = field(default_factory=Noise)
+    """x_t into the cell, the vertical arrows; Keras `dropout`."""
+    outputs: Noise = field(default_factory=Noise)
+    """y_t on its way up."""
+    input_weights: WeightNoise = field(default_factory=WeightNoise)
+    """The input kernel W."""
+    recurrent: Noise = field(default_factory=Noise)
+    """h_{t-1} into the cell, the horizontal arrows; Keras `recurrent_dropout`."""
+    update: Noise = field(default_factory=Noise)
+    """The candidate that is added to the memory."""
+    gates: Noise = field(default_factory=Noise)
+    """The gates after their sigmoid."""
+    cell_state: StateNoise = field(default_factory=StateNoise)
+    """The memory c_t."""
+    hidden_state: StateNoise = field(default_factory=StateNoise)
+    """The h_t that is handed on."""
+    recurrent_weights: WeightNoise = field(default_factory=WeightNoise)
+    """The recurrent kernel U."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
 class Train:
-    """How each lane, one setting of the dropout at one seed, is trained."""
+    """How each lane is trained."""
 
-    epochs: Annotated[int, Field(ge=1)] = 60
+    epochs: Count = 60
     """Passes over the training split."""
-    batch: Annotated[int, Field(ge=1)] = 30
-    """Utterances a batch; an incomplete last batch is dropped."""
-    validation: Annotated[int, Field(ge=1)] = 6
-    """Training utterances of each speaker that are held out to choose by; a second
-    model trains on all of them for the test figures."""
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-3
+    batch: Count = 30
+    """Sequences a batch; an incomplete last batch is dropped."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the training sequences that is held out to choose by, where the task has
+    no validation split; a second model trains on all of them for the test figures."""
+    learning_rate: Positive = 3e-3
     """Learning rate of Adam."""
-    evaluate_every: Annotated[int, Field(ge=1)] = 4
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Decoupled weight decay (AdamW), as a share of the learning rate."""
+    evaluate_every: Count = 4
     """Epochs between evaluations, a divisor of `epochs`."""
+    checkpoint_every: Count = 20
+    """Epochs after which the next evaluation is followed by a checkpoint."""
 
 
 @with_config(STRICT)
 @dataclass(frozen=True)
-class PlaneConfig:
-    """One ablation: a plane of rates, trained at several seeds."""
+class Config:
+    """One lane: a network, its noise, and how it is trained on what."""
 
-    task: Literal["japanese_vowels"] = "japanese_vowels"
-    """The data set, shipped with the experiments."""
-    seeds: Annotated[int, Field(ge=1)] = 4
-    """Seeds of each cell; lanes of one seed share initialisation and data order."""
+    seeds: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seeds of every setting: one number is how many, several are which. Lanes of one
+    seed share initialisation, data order and the numbers behind their masks."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Root of all random numbers."""
+    task: Task = field(default_factory=Task)
     model: Model = field(default_factory=Model)
-    dropout: Plane = field(default_factory=Plane)
-    train: Annotated[Train, AfterValidator(_whole_chunks)] = field(
+    dropout: Dropout = field(default_factory=Dropout)
+    train: Annotated[Train, AfterValidator(_whole_evaluations)] = field(
         default_factory=Train
     )
 
 
-@with_config(STRICT)
-@dataclass(frozen=True)
-class MethodsConfig:
-    """One comparison: methods of dropout, each at several rates and seeds."""
-
-    task: Literal["japanese_vowels"] = "japanese_vowels"
-    """The data set, shipped with the experiments."""
-    seeds: Annotated[int, Field(ge=1)] = 5
-    """Seeds of each rate; lanes of one seed share initialisation and data order."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Root of all random numbers."""
-    methods: Annotated[tuple[str, ...], AfterValidator(_known_methods)] = tuple(METHODS)
-    """Names of the methods, as in `experiments/methods.py`."""
-    rate: Annotated[tuple[Rate, ...], AfterValidator(_with_baseline)] = (
-        0.0,
-        0.1,
-        0.2,
-        0.3,
-        0.4,
-        0.5,
-        0.6,
-        0.7,
-    )
-    """Rates of every method, in [0, 1]; 0 is the baseline without dropout."""
-    model: Model = field(default_factory=lambda: Model(units=32, layers=2))
-    train: Annotated[Train, AfterValidator(_whole_chunks)] = field(
-        default_factory=Train
-    )
+_CONFIG = TypeAdapter(Config)
 
 
-C = TypeVar("C", PlaneConfig, MethodsConfig)
-
-
-def load(path: Path, kind: type[C]) -> C:
-    """Reads a TOML file.
-
-    Raises:
-        ConfigError: the file is missing or not TOML, or a field is unknown, of a wrong
-            type or impossible.
-    """
-    try:
-        raw = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}.") from None
-    return validate(raw, kind, str(path))
-
-
-def validate(raw: dict, kind: type[C], source: str) -> C:
+def validate(raw: dict, source: str) -> Config:
     """Builds a config from plain data.
 
     Raises:
@@ -192,16 +204,11 @@ def validate(raw: dict, kind: type[C], source: str) -> C:
             with `source`.
     """
     try:
-        # JSON has TOML's few types, and there pydantic's strict mode takes a list for
-        # a tuple but never text for a number.
-        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str))
+        # JSON has TOML's few types, and there pydantic's strict mode takes an integer
+        # for a number but never text.
+        return _CONFIG.validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         raise ConfigError(f"{source}: {_one_line(error)}") from None
-
-
-def to_toml(config: PlaneConfig | MethodsConfig) -> str:
-    """The inverse of `load`: the text of a TOML file."""
-    return tomli_w.dumps(TypeAdapter(type(config)).dump_python(config, mode="json"))
 
 
 def _one_line(error: ValidationError) -> str:
@@ -212,4 +219,5 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "unexpected_keyword_argument":
         return f"{where}: unknown field{more}."
     message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}, got {first['input']!r}{more}."
+    got = "" if where == "train" else f", got {first['input']!r}"
+    return f"{where}: {message}{got}{more}."

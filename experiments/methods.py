@@ -16,11 +16,11 @@ class Method(NamedTuple):
 
     Attributes:
         preset: (rate, layers) -> a `Dropout`, or a tuple of one a layer.
-        cell: the recurrence it is meant for.
+        cell: the recurrence it has of its own; None suits every cell with its sites.
     """
 
     preset: Callable[..., rdrop.Dropout | tuple[rdrop.Dropout, ...]]
-    cell: type[rdrop.Cell] = rdrop.LSTMCell
+    cell: type[rdrop.Cell] | None = None
 
 
 METHODS: dict[str, Method] = {

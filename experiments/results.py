@@ -1,30 +1,32 @@
-"""Results: the figures of finished lanes, and the lines that are written of them."""
+"""Results: the line that is written of each lane, and what it was computed with."""
 
+import contextlib
+import hashlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 import rdrop
-from experiments.config import Train
-from experiments.train import Metrics
+from experiments.axes import Lane
+from experiments.devices import local
+from experiments.train import NEVER
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+FINAL = ("finished", "diverged")
 
 
-def stack(chunks: Sequence[Metrics]) -> Metrics:
-    """Joins the metrics of consecutive chunks to [lanes, epochs or evaluations]."""
-    train = np.concatenate([chunk.train_nll for chunk in chunks], axis=1)
-    rest = (np.stack(leaves, axis=1) for leaves in list(zip(*chunks, strict=True))[1:])
-    return Metrics(train, *rest)
+class StorageError(Exception):
+    """What is stored cannot be written or read; its text is the one line to show."""
 
 
-def environment() -> dict:
+def environment() -> dict[str, dict]:
     """What the numbers may depend on besides the config: versions and platform."""
     return {
         "versions": {"python": platform.python_version(), "rdrop": rdrop.__version__}
@@ -40,55 +42,170 @@ def environment() -> dict:
 
 
 def records(
-    settings: Sequence[dict], history: Metrics, config: Train, wall_seconds: float
-) -> list[dict]:
-    """Returns one plain record a lane.
+    lanes: Sequence[Lane], names: Sequence[str], state: Any, evaluations: int
+) -> dict[int, dict]:
+    """Returns a plain record of each lane that this process holds, by its place.
 
     Args:
-        settings: what tells each lane from the others.
-        history: metrics [lanes, ...] in the same order.
-        config: how the lanes were trained.
-        wall_seconds: that all of them took together.
+        lanes: those of the state; what fills it up behind them has no record.
+        names: of the metrics, in the order to write.
+        state: `experiments.sweep.State`.
+        evaluations: how many of them are done.
     """
-    shared = {"wall_seconds": round(wall_seconds, 3)} | environment()
-    epochs = history.train_nll.shape[1]
-    evaluations = range(1, history.valid_nll.shape[1] + 1)
-    progress = {
-        "status": "finished" if epochs == config.epochs else "interrupted",
-        "epochs": epochs,
-        "evaluated_at": [n * config.evaluate_every for n in evaluations],
+    train = lanes[0].config.train
+    epochs = evaluations * train.evaluate_every
+    models = [model for model in state.models if model is not None]
+    steps = [local(model.diverged_at) for model in models]
+    history = {name: local(state.history[name]) for name in names}
+    whole = epochs == train.epochs
+    prints = fingerprints([m.params for m in models], len(lanes)) if whole else {}
+    here = environment()
+
+    def record(place):
+        diverged = [int(s[place]) for s in steps if s[place] != NEVER]
+        return {
+            "setting": lanes[place].setting,
+            "seed": lanes[place].config.seeds,
+            "status": _status(whole, diverged),
+            "diverged_at": min(diverged, default=None),
+            "epochs": epochs,
+            "evaluated_at": [
+                (n + 1) * train.evaluate_every for n in range(evaluations)
+            ],
+            "metrics": {
+                name: _plain(history[name][place][:evaluations]) for name in names
+            },
+            "parameters": prints.get(place),
+        } | here
+
+    return {place: record(place) for place in steps[0] if place < len(lanes)}
+
+
+def fingerprints(params: Any, count: int) -> dict[int, str]:
+    """Returns a hash of the parameters of each of the first lanes that are here."""
+    rows = [local(leaf) for leaf in jax.tree.leaves(params)]
+    return {
+        place: hashlib.sha256(
+            b"".join(np.ascontiguousarray(row[place]).tobytes() for row in rows)
+        ).hexdigest()[:16]
+        for place in rows[0]
+        if place < count
     }
-    return [
-        setting
-        | progress
-        | {"metrics": {k: _plain(v[lane]) for k, v in history._asdict().items()}}
-        | shared
-        for lane, setting in enumerate(settings)
-    ]
 
 
-def mean_sd(values: np.ndarray) -> str:
-    """Formats mean and standard deviation over seeds."""
-    sd = values.std(ddof=1) if len(values) > 1 else 0.0
-    return f"{values.mean():.3f} ±{sd:.3f}"
+def write(path: Path, lines: Iterable[dict]) -> None:
+    """Writes JSON lines; the file is the old one or the new one, never half of it.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    write_text(path, text)
 
 
-def write(path: Path, lines: Sequence[dict]) -> None:
-    """Writes JSON lines; the file is the old one or the new one, never half of it."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(
-        "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    )
-    os.replace(partial, path)
+def write_text(path: Path, text: str) -> None:
+    """Writes a file as a whole or not at all; raises as `write`."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise StorageError(
+            f"{path}: cannot be written: {error.strerror}. What was stored before is "
+            "whole; the same command goes on from there."
+        ) from None
 
 
 def read(path: Path) -> list[dict]:
-    """Reads JSON lines; none where there is no file yet."""
+    """Reads JSON lines; none where there is no file yet.
+
+    Raises:
+        StorageError: a line is not JSON.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError:
+        number = next(n for n, line in enumerate(lines, 1) if not _is_json(line))
+        raise StorageError(f"{path}:{number}: not a line of JSON.") from None
+
+
+class Store:
+    """The lines of a run on disk, each at the place of its lane.
+
+    Each process writes a file of its own; `merge` makes one of them.
+    """
+
+    def __init__(self, folder: Path, lanes: Sequence[Lane]):
+        """Reads the lines there are; those of lanes that ended stay as they are."""
+        self.folder = folder
+        places = {_identity(lane.setting, lane.config.seeds): place
+                  for place, lane in enumerate(lanes)}  # fmt: skip
+        found = [line for path in self._paths() for line in read(path)]
+        self.ended = {
+            places[_identity(line["setting"], line["seed"])]: line
+            for line in found
+            if line["status"] in FINAL
+        }
+        self._own = dict(self.ended) if jax.process_index() == 0 else {}
+
+    def keep(self, lines: Mapping[int, dict]) -> None:
+        """Stores the lines of some lanes, by place, beside those of the others."""
+        self._own |= lines
+        self.ended |= {p: line for p, line in lines.items() if line["status"] in FINAL}
+        name = f"results.{jax.process_index()}.jsonl"
+        path = self.folder / (name if jax.process_count() > 1 else "results.jsonl")
+        write(path, [self._own[place] for place in sorted(self._own)])
+
+    def merge(self, lanes: Sequence[Lane]) -> None:
+        """Makes one file of those of all processes, which are removed then."""
+        parts = sorted(self.folder.glob("results.*.jsonl"))
+        if not parts:
+            return
+        order = {_identity(lane.setting, lane.config.seeds): place
+                 for place, lane in enumerate(lanes)}  # fmt: skip
+        lines = {
+            order[_identity(line["setting"], line["seed"])]: line
+            for path in (self.folder / "results.jsonl", *parts)
+            for line in read(path)
+        }
+        write(self.folder / "results.jsonl", [lines[place] for place in sorted(lines)])
+        for path in parts:
+            path.unlink()
+
+    def _paths(self):
+        return [
+            self.folder / "results.jsonl",
+            *sorted(self.folder.glob("results.*.jsonl")),
+        ]
+
+
+def _identity(setting: dict, seed: int) -> str:
+    return json.dumps([setting, seed], sort_keys=True)
+
+
+def _status(whole: bool, diverged: list[int]) -> str:
+    if not whole:
+        return "interrupted"
+    return "diverged" if diverged else "finished"
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 def _plain(values) -> list[float | None]:
     """The shortest decimals that read back as the same float32; None if not finite."""
-    return [float(str(value)) if np.isfinite(value) else None for value in values]
+    flat = np.asarray(values, np.float32).reshape(-1)
+    return [float(str(value)) if np.isfinite(value) else None for value in flat]

@@ -1,142 +1,346 @@
-"""Sweep: many lanes, trained by one compiled program.
+"""Sweep: the lanes of one structure, trained by one compiled program.
 
 The lanes are dealt to the devices, and each device trains its own, `group` at a time by
-`jax.vmap` and the groups in turn. A lane's numbers do not depend on where it runs.
+`jax.vmap` and the groups in turn. A lane's numbers do not depend on where it runs, or
+on which others run beside it. Where not all lanes fit into memory they are trained some
+at a time, by the same program.
 """
 
 import math
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Int
 
-import rdrop
-from experiments import vowels
-from experiments.config import ConfigError, Model, Train
-from experiments.train import Lane, Metrics, Models, Noise, make_train
-from experiments.vowels import Utterances
+from experiments.config import Config, ConfigError
+from experiments.devices import (
+    EVERYWHERE,
+    LANE,
+    free_bytes,
+    make_mesh,
+    needed_bytes,
+    put,
+    spread,
+)
+from experiments.network import dropout_of
+from experiments.splits import check_sizes, split
+from experiments.task import Batch, Data, Task
+from experiments.train import (
+    Functions,
+    Lane,
+    Metrics,
+    Models,
+    make_train,
+    metric_names,
+)
+
+
+class State(NamedTuple):
+    """Where the training of resident lanes stands; each leaf has an axis of lanes.
+
+    Attributes:
+        models: of each lane.
+        history: metrics by name, [lanes, evaluations, ...]; nan where not yet.
+    """
+
+    models: Models
+    history: Metrics
 
 
 class Program(NamedTuple):
-    """A compiled sweep and what it starts from."""
+    """A compiled sweep.
 
-    advance: jax.stages.Compiled
-    models: Models
+    Attributes:
+        start: (lanes, data) -> state.
+        advance: (state, lanes, bounds, evaluation, data) -> state after an evaluation.
+        mesh: its devices.
+        lanes: all lanes, in the host's memory.
+        data: training, test and validation split, on the devices.
+        share: lanes that a device has resident.
+        group: lanes that a device trains side by side.
+        names: of the metrics.
+        compiles: programs that were compiled, to find one that fits.
+        compile_seconds: that this took.
+        needed: bytes of memory that a device needs.
+    """
+
+    start: Any
+    advance: Any
+    mesh: Mesh
     lanes: Lane
-    lane_count: int
+    data: tuple[Batch, Batch, Batch | None]
+    share: int
+    group: int
+    names: list[str]
+    compiles: int
     compile_seconds: float
+    needed: int
+
+    @property
+    def resident(self) -> int:
+        """Lanes that are trained at a time."""
+        return self.share * self.mesh.shape["lane"]
+
+    def rounds(self) -> list[range]:
+        """Returns which lanes are trained at a time, one round after the other."""
+        count = len(self.lanes.key)
+        starts = range(0, count, self.resident)
+        return [range(s, min(s + self.resident, count)) for s in starts]
+
+    def place(self, which: range) -> Lane:
+        """Puts lanes on the devices; the last is repeated to fill the program."""
+        index = np.minimum(which.start + np.arange(self.resident), which.stop - 1)
+        return put(jax.tree.map(lambda leaf: leaf[index], self.lanes), self.mesh, LANE)
+
+    def all_of(self, which: range) -> Int[np.ndarray, "devices 2"]:
+        """Returns the groups, from and to, in which each device trains those lanes."""
+        before = self.share * np.arange(self.mesh.shape["lane"])
+        own = np.clip(len(which) - before, 0, self.share)
+        return np.stack([0 * own, -(-own // self.group)], axis=1)
+
+    def only(self, place: int) -> Int[np.ndarray, "devices 2"]:
+        """Returns the groups with the one in which a resident lane is trained."""
+        device, within = divmod(place, self.share)
+        bounds = np.zeros((self.mesh.shape["lane"], 2), int)
+        bounds[device] = within // self.group + np.arange(2)
+        return bounds
+
+    def step(self, state: State, lanes: Lane, bounds, evaluation: int) -> State:
+        """Trains the lanes within the bounds until the next evaluation."""
+        bounds = put(bounds.astype(np.int32), self.mesh, LANE)
+        number = put(np.int32(evaluation), self.mesh, EVERYWHERE)
+        return self.advance(state, lanes, bounds, number, self.data)
 
 
-def make_lanes(
-    dropout: Noise, lane_seeds: np.ndarray, seed: int, config: Train, train: Utterances
-) -> Lane:
-    """Returns lanes that differ in dropout and seed.
+def make_lanes(configs: Sequence[Config], data: Data) -> Lane:
+    """Returns the lanes of one structure, in the host's memory.
 
     Args:
-        dropout: its leaves have a leading axis of lanes.
-        lane_seeds: the seed of each lane, 0 and up; lanes of one seed share everything
-            but the dropout.
-        seed: the root of all random numbers.
-        config: the sizes of batch and validation split.
-        train: the training utterances, which each seed splits anew.
+        configs: one a lane.
+        data: its training sequences are split anew for each seed, where need be.
 
     Raises:
-        ConfigError: too few utterances for the validation split or for one batch.
+        ConfigError: too few sequences for the validation split or for one batch, or
+            options of the noise that do not go together.
     """
-    check_sizes(config, train)
-    root = jax.random.key(seed)
-    splits = [
-        vowels.split(train.speakers, config.validation, (seed, s))
-        for s in range(lane_seeds.max() + 1)
-    ]
-    fit, valid = (
-        jnp.asarray(np.stack(part)[lane_seeds]) for part in zip(*splits, strict=True)
+    first = configs[0]
+    check_sizes(first.train, data)
+    seeds = np.array([config.seeds for config in configs], np.uint32)
+    root = jax.random.key(first.seed)
+    keys = jax.vmap(lambda s: jax.random.fold_in(root, s))(jnp.asarray(seeds))
+    fit = valid = None
+    if data.valid is None:
+        splits = {
+            s: split(data, first.train.validation, (first.seed, int(s)))
+            for s in np.unique(seeds)
+        }
+        fit, valid = (np.stack([splits[s][part] for s in seeds]) for part in (0, 1))
+    return Lane(
+        key=keys,
+        dropout=dropout_of(configs),
+        learning_rate=_column(c.train.learning_rate for c in configs),
+        weight_decay=_column(c.train.weight_decay for c in configs),
+        fit=fit,
+        valid=valid,
     )
-    keys = jax.vmap(lambda s: jax.random.fold_in(root, s))(jnp.asarray(lane_seeds))
-    return Lane(keys, dropout, fit, valid)
 
 
 def compile_sweep(
-    lanes: Lane,
-    model: Model,
-    config: Train,
-    train: Utterances,
-    test: Utterances,
-    cell: type[rdrop.Cell] = rdrop.LSTMCell,
+    configs: Sequence[Config],
+    task: Task,
+    data: Data,
     group: int | None = None,
+    data_devices: int = 1,
+    memory: float | None = None,
 ) -> Program:
-    """Initialises every lane and compiles the program that trains them all.
+    """Compiles the program that trains lanes of one structure.
 
     Args:
-        lanes: leaves have a leading axis of lanes.
-        model: its size.
-        config: how it is trained.
-        train: utterances that lanes index.
-        test: utterances that are reported.
-        cell: the recurrence.
+        configs: one a lane.
+        task: what is learned.
+        data: what from.
         group: lanes that a device trains side by side. By default all of its lanes,
             but 1 on CPU: batched small matrix products are slower there than the plain
             ones, and two devices that both batch can starve XLA's one thread pool.
+        data_devices: devices that share each batch of a lane.
+        memory: bytes that a device may use; by default those that are free on it.
+
+    Raises:
+        ConfigError: the network and its noise do not fit, the devices cannot be dealt
+            out, or not even one lane a device fits into memory.
     """
-    count = len(lanes.key)
-    devices = jax.devices()[:count]
-    share = math.ceil(count / len(devices))
-    group = min(group or (1 if devices[0].platform == "cpu" else share), share)
-    mesh = jax.make_mesh(
-        (len(devices),), ("lane",), devices=devices, axis_types=(AxisType.Auto,)
+    begun = time.perf_counter()
+    lanes = make_lanes(configs, data)
+    mesh = make_mesh(len(configs), data_devices)
+    parts = _Parts(configs[0], task, data, mesh)
+    limit = memory or free_bytes(mesh)
+    most = group or (1 if mesh.devices.flat[0].platform == "cpu" else len(configs))
+    share, compiles = math.ceil(len(configs) / mesh.shape["lane"]), 0
+    while True:
+        side_by_side = min(most, share)
+        share = math.ceil(share / side_by_side) * side_by_side
+        start, advance = parts.compile(lanes, share, side_by_side)
+        compiles += 1
+        needed = needed_bytes(advance)
+        if needed <= limit:
+            break
+        if share == 1:
+            raise ConfigError(
+                f"One lane needs {needed / 1e6:,.1f} MB of memory on its device, where "
+                f"there are {limit / 1e6:,.1f} MB."
+            )
+        share = max(1, min(share - 1, int(share * limit / needed)))
+    return Program(
+        start=start,
+        advance=advance,
+        mesh=mesh,
+        lanes=lanes,
+        data=put(parts.splits, mesh, EVERYWHERE),
+        share=share,
+        group=side_by_side,
+        names=metric_names(data, configs[0]),
+        compiles=compiles,
+        compile_seconds=time.perf_counter() - begun,
+        needed=needed,
     )
-    # The last lane is repeated until every device has whole groups.
-    whole = math.ceil(share / group) * group * len(devices)
-    index = np.minimum(np.arange(whole), count - 1)
-    sharding = NamedSharding(mesh, PartitionSpec("lane"))
-    lanes = jax.device_put(jax.tree.map(lambda leaf: leaf[index], lanes), sharding)
-
-    functions = make_train(model, config, train, test, cell)
-    start = time.perf_counter()
-    models = _over_lanes(functions.init, mesh, group)(lanes)
-    advance = _over_lanes(functions.advance, mesh, group).lower(models, lanes).compile()
-    return Program(advance, models, lanes, count, time.perf_counter() - start)
 
 
-def check_sizes(config: Train, train: Utterances) -> None:
-    """Raises a ConfigError where there are too few utterances for the config."""
-    smallest = int(np.bincount(train.speakers).min())
-    if config.validation >= smallest:
-        raise ConfigError(
-            f"train.validation: must leave some of the {smallest} training utterances "
-            f"of a speaker, got {config.validation}."
+def check(configs: Sequence[Config], task: Task, data: Data) -> None:
+    """Traces a forward pass of a lane, to see before any work that everything fits.
+
+    Raises:
+        ConfigError: as `compile_sweep`; the cell lacks a site, say.
+    """
+    lane = jax.tree.map(lambda leaf: leaf[0], make_lanes(configs, data))
+    splits = {name: getattr(data, name) for name in ("train", "test", "valid")}
+    data = data._replace(**jax.tree.map(jnp.asarray, splits))
+    try:
+        jax.eval_shape(make_train(configs[0], task, data).probe, lane)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"The network cannot be built: {reason}") from error
+
+
+class _Parts(NamedTuple):
+    """What the two functions of a program are made of."""
+
+    config: Config
+    task: Task
+    data: Data
+    mesh: Mesh
+
+    @property
+    def splits(self) -> tuple[Batch, Batch, Batch | None]:
+        return self.data.train, self.data.test, self.data.valid
+
+    def functions(self, splits) -> Functions:
+        train, test, valid = splits
+        data = self.data._replace(train=train, test=test, valid=valid)
+        return make_train(self.config, self.task, data, self._spread)
+
+    def compile(self, lanes: Lane, share: int, group: int) -> tuple[Any, Any]:
+        """Compiles `start` and `advance` for so many lanes a device."""
+        index = np.zeros(share * self.mesh.shape["lane"], int)
+        example = jax.tree.map(lambda leaf: leaf[index], lanes)
+        lanes, splits = self._like(example, LANE), self._like(self.splits, EVERYWHERE)
+        bounds = self._like(np.zeros((self.mesh.shape["lane"], 2), np.int32), LANE)
+        number = self._like(np.zeros((), np.int32), EVERYWHERE)
+
+        def advance(state, lanes, bounds, evaluation, splits):
+            return self._advance(state, lanes, bounds[0], evaluation, splits, group)
+
+        start = jax.jit(self._on_devices(self._start, LANE, EVERYWHERE))
+        state = jax.eval_shape(start, lanes, splits)
+        state = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(
+                s.shape, s.dtype, sharding=NamedSharding(self.mesh, LANE)
+            ),
+            state,
         )
-    left = len(train.speakers) - config.validation * vowels.SPEAKERS
-    if config.batch > left:
-        raise ConfigError(
-            f"train.batch: must be at most {left}, the utterances left to train on, "
-            f"got {config.batch}."
+        specs = LANE, LANE, LANE, EVERYWHERE, EVERYWHERE
+        program = jax.jit(self._on_devices(advance, *specs), donate_argnums=0)
+        lowered = program.lower(state, lanes, bounds, number, splits)
+        return start.lower(lanes, splits).compile(), lowered.compile()
+
+    def _start(self, lanes, splits):
+        functions = self.functions(splits)
+        train = self.config.train
+        evaluations = train.epochs // train.evaluate_every
+
+        def one(lane):
+            models = functions.init(lane)
+            metrics = jax.eval_shape(lambda: functions.advance(models, lane)[1])
+            history = jax.tree.map(
+                lambda m: jnp.full((evaluations, *m.shape), jnp.nan, m.dtype), metrics
+            )
+            return State(models, history)
+
+        return jax.lax.map(one, lanes)
+
+    def _advance(self, state, lanes, bounds, evaluation, splits, group):
+        """Trains the groups within bounds in turn, each written where it was read."""
+        functions = self.functions(splits)
+
+        def one(state, lane):
+            models, metrics = functions.advance(state.models, lane)
+            history = jax.tree.map(
+                lambda old, new: old.at[evaluation].set(new), state.history, metrics
+            )
+            return State(models, history)
+
+        def train_group(number, state):
+            first = number * group
+            new = _map(one, group)(*_slice((state, lanes), first, group))
+            return jax.tree.map(
+                lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, first, 0),
+                state,
+                new,
+            )
+
+        return jax.lax.fori_loop(bounds[0], bounds[1], train_group, state)
+
+    def _on_devices(self, function, *specs):
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=specs,
+            out_specs=LANE,
+            axis_names={"lane"},
+            check_vma=False,
+        )
+
+    def _spread(self, batch):
+        return spread(batch, self.mesh)
+
+    def _like(self, values, spec):
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(
+            lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding), values
         )
 
 
-def run(program: Program, chunks: int) -> Iterator[Metrics]:
-    """Trains all lanes, yielding the metrics [lanes, ...] of each chunk of epochs."""
-    models = program.models
-    for _ in range(chunks):
-        models, metrics = program.advance(models, program.lanes)
-        yield jax.tree.map(lambda leaf: np.asarray(leaf)[: program.lane_count], metrics)
+def _map(function, group):
+    """Maps over a group; one alone is not a batch, whose products would be slower."""
+    if group > 1:
+        return jax.vmap(function)
+
+    def alone(*arguments):
+        result = function(*jax.tree.map(lambda leaf: leaf[0], arguments))
+        return jax.tree.map(lambda leaf: leaf[None], result)
+
+    return alone
 
 
-def _over_lanes(function, mesh, group):
-    """Maps a function of one lane over all of them: across devices, then in groups."""
-
-    def on_device(*lanes):
-        # A batch of one would make every product a batched one, which is slower.
-        size = group if group > 1 else None
-        return jax.lax.map(lambda lane: function(*lane), lanes, batch_size=size)
-
-    spec = PartitionSpec("lane")
-    return jax.jit(
-        jax.shard_map(
-            on_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-        )
+def _slice(values, first, count):
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), values
     )
+
+
+def _column(values) -> np.ndarray:
+    return np.array([*values], np.float32)

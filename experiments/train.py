@@ -1,200 +1,310 @@
 """Train: one lane of a sweep, as pure functions of its state.
 
-A lane is one setting of the dropout at one seed. Its key, and so its initial
-parameters, its order of the data and the numbers behind its masks, is that of the seed
-alone: lanes of one seed differ in their dropout and in nothing else.
+A lane is one setting at one seed. Its key, and so its initial parameters, its order of
+the data and the numbers behind its masks, is that of the seed alone: lanes of one seed
+differ in their setting and in nothing else.
 
-A lane trains two models from the same start: one on all training utterances, whose test
-figures are reported, and one without those held out, by whose validation figures a
-setting is chosen.
+Where the task has no validation split, a lane trains two models from the same start:
+one on all training sequences, whose test figures are reported, and one without those
+held out, by whose validation figures a setting is chosen.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
 import rdrop
-from experiments.config import Model, Train
-from experiments.vowels import SPEAKERS, Utterances
+from experiments.config import Config
+from experiments.network import Dropout, Network, cell_of, learned
+from experiments.task import Arrays, Batch, Data, Score, Task
 
-Figures: TypeAlias = Float[Array, "..."] | Float[np.ndarray, "..."]
-Noise: TypeAlias = rdrop.Dropout | tuple[rdrop.Dropout, ...]
-
-
-class Classifier(nn.Module):
-    """A stack of recurrent layers and a linear readout of its last output."""
-
-    cell: type[rdrop.Cell]
-    units: int
-    layers: int
-    classes: int
-
-    @nn.compact
-    def __call__(
-        self,
-        frames: Float[Array, "B T D"],
-        lengths: Int[Array, "B"],
-        dropout: Noise | None = None,
-        keys: rdrop.StreamKeys | None = None,
-    ) -> Float[Array, "B classes"]:
-        """Returns the logits of each sequence; without keys there is no noise."""
-        layers = [rdrop.RNN(self.cell(self.units)) for _ in range(self.layers)]
-        stack = rdrop.Stack(layers, name="stack")
-        _, ys = stack(frames, dropout, keys, lengths=lengths)
-        last = ys[jnp.arange(len(ys)), lengths - 1]
-        return nn.Dense(self.classes, name="readout")(last)
+Metrics: TypeAlias = dict[str, Any]
+EVALUATED_AT_ONCE = 512  # sequences
+NEVER = -1
 
 
 class Lane(NamedTuple):
-    """What tells one lane from another; in a sweep each leaf has an axis of lanes."""
+    """What tells one lane from another; in a sweep each leaf has an axis of lanes.
+
+    Attributes:
+        key: of the seed.
+        dropout: its noise.
+        learning_rate, weight_decay: of AdamW.
+        fit, valid: training sequences to fit, and to validate on; None where the task
+            has a validation split.
+    """
 
     key: Key[Array, "..."]
-    dropout: Noise
-    fit: Int[Array, "..."]
-    valid: Int[Array, "..."]
+    dropout: Dropout
+    learning_rate: Float[Arrays, "..."]
+    weight_decay: Float[Arrays, "..."]
+    fit: Int[Arrays, "..."] | None
+    valid: Int[Arrays, "..."] | None
 
 
 class State(NamedTuple):
-    """What changes in training a model."""
+    """Where the training of a model stands.
 
-    params: dict
+    Attributes:
+        params: those of the network, and the logits of the rates that are learned.
+        opt_state: that of the optimiser.
+        epoch: epochs done.
+        diverged_at: the first step at which the loss, or the norm of the gradients or
+            of the parameters, was not finite; or `NEVER`.
+    """
+
+    params: Any
     opt_state: optax.OptState
     epoch: Int[Array, "..."]
+    diverged_at: Int[Array, "..."]
 
 
 class Models(NamedTuple):
-    """The two models of a lane: trained on everything, and on `Lane.fit`."""
+    """The models of a lane; `held_out` is None where one is enough."""
 
     full: State
-    held_out: State
-
-
-class Metrics(NamedTuple):
-    """What a chunk of epochs is judged by: NLL (nats an utterance) and accuracy.
-
-    `train_nll` has an entry an epoch, the noise on; the others are evaluated after the
-    last epoch, without noise. All are those of the full model, but `valid_*` of the one
-    that has not seen the validation utterances.
-    """
-
-    train_nll: Figures
-    valid_nll: Figures
-    valid_accuracy: Figures
-    test_nll: Figures
-    test_accuracy: Figures
+    held_out: State | None
 
 
 class Functions(NamedTuple):
-    """The training of a lane: `init(lane)`, then `advance(models, lane)` repeatedly."""
+    """The training of a lane.
+
+    Attributes:
+        init: lane -> models.
+        advance: (models, lane) -> (models, metrics), an evaluation further.
+        probe: lane -> the loss of one sequence, to be traced.
+    """
 
     init: Callable[[Lane], Models]
     advance: Callable[[Models, Lane], tuple[Models, Metrics]]
+    probe: Callable[[Lane], Float[Array, ""]]
+
+
+class Training(NamedTuple):
+    """What all lanes of a program have in common."""
+
+    config: Config
+    task: Task
+    network: Network
+    train: Batch
+    sites: tuple[str, ...]
+
+    def optimiser(self, lane: Lane) -> optax.GradientTransformation:
+        """AdamW; learned rates do not decay."""
+        decayed = {"network": True, "rates": False}
+        return optax.adamw(
+            lane.learning_rate, weight_decay=lane.weight_decay, mask=decayed
+        )
+
+    def judge(self, params, dropout: Dropout, batch: Batch, keys=None) -> Score:
+        """Scores a batch; without keys, in expectation over the noise."""
+        dropout = with_rates(dropout, params["rates"])
+        xs = self.task.inputs(batch)
+        network = params["network"]
+        outputs: Any = self.network.apply(network, xs, batch.lengths, dropout, keys)
+        return self.task.score(outputs, batch)
+
+    def loss(self, params, dropout: Dropout, batch: Batch, keys) -> Float[Array, ""]:
+        """The mean loss of a batch, the noise on, and what learning a rate costs."""
+        return _means(self.judge(params, dropout, batch, keys))[0] + self.price(params)
+
+    def price(self, params) -> Float[Array, ""]:
+        """The regularisers of the rates that are learned, in every layer."""
+        total = jnp.float32(0)
+        count = len(self.train.lengths)
+        for site, logit in params["rates"].items():
+            scale = getattr(self.config.dropout, site).length_scale
+            for kernel in _kernels(params["network"], site):
+                total += rdrop.concrete_regulariser(
+                    jax.nn.sigmoid(logit),
+                    kernel,
+                    weight=scale**2 / (2 * count),
+                    dropout=1 / count,
+                )
+        return total
 
 
 def make_train(
-    model: Model,
-    config: Train,
-    train: Utterances,
-    test: Utterances,
-    cell: type[rdrop.Cell] = rdrop.LSTMCell,
+    config: Config, task: Task, data: Data, shard: Callable[[Any], Any] = lambda x: x
 ) -> Functions:
     """Builds the functions that train a lane.
 
     Args:
-        model: its size.
-        config: how it is trained; the dropout is that of the lane.
-        train: utterances that a lane's `fit` and `valid` index.
-        test: utterances that are reported and never chosen by.
-        cell: the recurrence.
+        config: of any lane; its structure is that of all.
+        task: what is learned.
+        data: what from, as device arrays or tracers.
+        shard: places a batch on devices.
 
     Returns:
         Pure functions that jit and vmap; `advance` goes on by `evaluate_every` epochs.
     """
-    classifier = Classifier(cell, model.units, model.layers, SPEAKERS)
-    optimiser = optax.adam(config.learning_rate)
-    train, test = jax.tree.map(jnp.asarray, (train, test))
-    everything = jnp.arange(len(train.speakers))
-    train_epochs = _make_epochs(config, classifier, optimiser, train)
+    training = make_training(config, task, data)
+    network, sites = training.network, training.sites
+    epochs = _make_epochs(training, shard)
+    everything = jnp.arange(len(data.train.lengths))
 
     def init(lane):
         key = jax.random.fold_in(lane.key, 0)
-        params = classifier.init(key, train.frames[:1], train.lengths[:1])
-        start = State(params, optimiser.init(params), jnp.int32(0))
-        return Models(full=start, held_out=start)
+        one = take(data.train, jnp.arange(1))
+        params = {
+            "network": network.init(key, task.inputs(one), one.lengths),
+            "rates": {s: jax.scipy.special.logit(_rate(lane, s)) for s in sites},
+        }
+        start = training.optimiser(lane).init(params)
+        state = State(params, start, jnp.int32(0), jnp.int32(NEVER))
+        return Models(full=state, held_out=None if data.valid else state)
 
     def advance(models, lane):
-        full, train_nll = train_epochs(models.full, lane, everything)
-        held_out, _ = train_epochs(models.held_out, lane, lane.fit)
-        valid = evaluate(held_out.params, classifier, _take(train, lane.valid))
-        test_figures = evaluate(full.params, classifier, test)
-        return Models(full, held_out), Metrics(train_nll, *valid, *test_figures)
+        full, losses = epochs(models.full, lane, everything)
+        held_out = models.held_out and epochs(models.held_out, lane, lane.fit)[0]
+        valid = data.valid or take(data.train, lane.valid)
+        scores = {
+            "valid": evaluate(training, (held_out or full).params, lane.dropout, valid),
+            "test": evaluate(training, full.params, lane.dropout, data.test),
+        }
+        loss = next(iter(data.units))
+        metrics = {f"train_{loss}": losses} | {
+            f"{split}_{name}": value
+            for split, values in scores.items()
+            for name, value in values.items()
+        }
+        rates = full.params["rates"].items()
+        metrics |= {f"rate_{site}": jax.nn.sigmoid(logit) for site, logit in rates}
+        return Models(full, held_out), metrics
 
-    return Functions(init, advance)
+    def probe(lane):
+        params = init(lane).full.params
+        one = take(data.train, jnp.arange(1))
+        return training.loss(params, lane.dropout, one, rdrop.stream_keys(lane.key))
+
+    return Functions(init, advance, probe)
 
 
-def _make_epochs(config, model, optimiser, train):
-    """Returns (state, lane, index) -> (state, NLL of each epoch), a chunk of epochs."""
+def make_training(config: Config, task: Task, data: Data) -> Training:
+    """Builds what all lanes of a program have in common; arguments as `make_train`."""
+    network = Network(
+        cell_of(config),
+        config.model.units,
+        config.model.layers,
+        data.outputs,
+        data.readout,
+    )
+    return Training(config, task, network, data.train, tuple(learned(config)))
 
-    def update(carry, batch_index, step, lane):
-        params, opt_state = carry
+
+def metric_names(data: Data, config: Config) -> list[str]:
+    """Returns the names of the metrics of `advance`, in the order of a record."""
+    loss = next(iter(data.units))
+    judged = [f"{split}_{name}" for split in ("valid", "test") for name in data.units]
+    return [f"train_{loss}", *judged, *(f"rate_{site}" for site in learned(config))]
+
+
+def evaluate(training: Training, params, dropout: Dropout, batch: Batch) -> Metrics:
+    """Returns the mean of each value of the score, in expectation over the noise."""
+    count = len(batch.lengths)
+    if count <= EVALUATED_AT_ONCE:
+        score = training.judge(params, dropout, batch)
+        return dict(zip(score.values, _means(score), strict=True))
+    # The last sequence is repeated to fill the last batch, and weighs nothing there.
+    rows = -(-count // EVALUATED_AT_ONCE)
+    place = jnp.arange(rows * EVALUATED_AT_ONCE).reshape(rows, EVALUATED_AT_ONCE)
+
+    def sums(index):
+        part = take(batch, jnp.minimum(index, count - 1))
+        score = training.judge(params, dropout, part)
+        weight = score.weight * (index < count)
+        return {n: (v * weight).sum() for n, v in score.values.items()}, weight.sum()
+
+    totals, weights = jax.lax.map(sums, place)
+    return {name: total.sum() / weights.sum() for name, total in totals.items()}
+
+
+def with_rates(dropout: Dropout, logits: dict[str, Any]) -> Dropout:
+    """Returns the noise with the rates that are learned in their places."""
+    if not logits:
+        return dropout
+    assert isinstance(dropout, rdrop.Dropout)
+    changes = {
+        site: getattr(dropout, site).replace(rate=jax.nn.sigmoid(logit))
+        for site, logit in logits.items()
+    }
+    return dropout.replace(**changes)
+
+
+def take(batch: Batch, index) -> Batch:
+    """Returns some sequences of a batch."""
+    return jax.tree.map(lambda leaf: leaf[index], batch)
+
+
+def _make_epochs(training, shard):
+    """Returns (state, lane, index) -> (state, loss of each epoch), an evaluation's."""
+    config = training.config.train
+
+    def update(carry, index, step, lane):
+        params, opt_state, diverged_at = carry
         noise_key = jax.random.fold_in(jax.random.fold_in(lane.key, 2), step)
-        keys = rdrop.stream_keys(noise_key)
-        loss, gradients = jax.value_and_grad(mean_nll)(
-            params, model, _take(train, batch_index), _at(lane.dropout, step), keys
+        batch = shard(take(training.train, index))
+        loss, gradients = jax.value_and_grad(training.loss)(
+            params,
+            lane.dropout,
+            batch,
+            rdrop.stream_keys(noise_key),
         )
-        updates, opt_state = optimiser.update(gradients, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), loss
+        updates, opt_state = training.optimiser(lane).update(
+            gradients, opt_state, params
+        )
+        params = optax.apply_updates(params, updates)
+        size = loss + optax.tree.norm((gradients, params))
+        first = (diverged_at == NEVER) & ~jnp.isfinite(size)
+        diverged_at = jnp.where(first, step, diverged_at)
+        return (params, opt_state, diverged_at), loss
 
     def epoch(state, lane, index):
         order_key = jax.random.fold_in(jax.random.fold_in(lane.key, 1), state.epoch)
         batches = _batches(order_key, index, config.batch)
         steps = state.epoch * len(batches) + jnp.arange(len(batches), dtype=jnp.int32)
-        (params, opt_state), losses = jax.lax.scan(
+        (params, opt_state, diverged_at), losses = jax.lax.scan(
             lambda carry, xs: update(carry, *xs, lane),
-            (state.params, state.opt_state),
+            (state.params, state.opt_state, state.diverged_at),
             (batches, steps),
         )
-        return State(params, opt_state, state.epoch + 1), losses.mean()
+        return State(params, opt_state, state.epoch + 1, diverged_at), losses.mean()
 
     def epochs(state, lane, index):
         return jax.lax.scan(
-            lambda s, _: epoch(s, lane, index),
-            state,
-            length=config.evaluate_every,
+            lambda s, _: epoch(s, lane, index), state, length=config.evaluate_every
         )
 
     return epochs
 
 
-def mean_nll(params, model, batch, dropout=None, keys=None) -> Float[Array, ""]:
-    """Mean negative log-likelihood of the speakers, nats an utterance."""
-    logits = model.apply(params, batch.frames, batch.lengths, dropout, keys)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.speakers)
-    return losses.mean()
+def _means(score: Score) -> list[Float[Array, ""]]:
+    weight = score.weight / score.weight.sum()
+    return [(value * weight).sum() for value in score.values.values()]
 
 
-def evaluate(params, model, batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Returns the mean NLL and the accuracy, without noise."""
-    logits = model.apply(params, batch.frames, batch.lengths)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.speakers)
-    return losses.mean(), (logits.argmax(-1) == batch.speakers).mean()
+def _kernels(network, site) -> list[Float[Array, "K N"]]:
+    """The kernels that read what a site multiplies, one a layer.
+
+    Where no kernel does, there is no prior over weights, and zeros stand for it.
+    """
+    params = network["params"]
+    names = sorted(params.keys() - {"readout"}, key=lambda n: int(n.rsplit("_")[-1]))
+    layers = [params[name] for name in names]
+    if site == "outputs":
+        return [layer["kernel"] for layer in (*layers[1:], params["readout"])]
+    reader = {"inputs": "kernel", "recurrent": "recurrent_kernel"}.get(site)
+    if reader:
+        return [layer[reader] for layer in layers]
+    return [jnp.zeros((len(layer["recurrent_kernel"]), 1)) for layer in layers]
 
 
-def _at(dropout: Noise, step) -> Noise:
-    """Evaluates schedules at a training step, in every layer."""
-    if isinstance(dropout, tuple):
-        return tuple(layer.at(step) for layer in dropout)
-    return dropout.at(step)
-
-
-def _take(utterances, index):
-    return jax.tree.map(lambda leaf: leaf[index], utterances)
+def _rate(lane: Lane, site: str):
+    return getattr(lane.dropout, site).rate
 
 
 def _batches(key, index, size) -> Int[Array, "batches size"]:

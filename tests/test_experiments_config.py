@@ -1,85 +1,243 @@
-"""A config is data: what is wrong in it is said in one line, before any work."""
+"""A config is data: its axes, and what is wrong in it in one line before any work."""
 
 import pytest
 
+from experiments import axes
 from experiments.__main__ import main
-from experiments.config import (
-    ConfigError,
-    MethodsConfig,
-    PlaneConfig,
-    Train,
-    load,
-    to_toml,
+from experiments.config import ConfigError
+
+SHIPPED = (
+    "vowels_plane vowels_methods vowels_concrete classify regress label characters"
 )
 
 
-def write(path, text):
+def sweep(text, path):
     path.write_text(text)
-    return path
+    return axes.sweep(axes.load(path), str(path))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "c.toml"
+
+
+@pytest.mark.parametrize("name", SHIPPED.split())
+def test_shipped_configs_are_valid(pytestconfig, name):
+    file = pytestconfig.rootpath / "configs" / f"{name}.toml"
+    text = file.read_text()
+    found = axes.sweep(axes.load(file), str(file))
+    assert found.lanes()
+    assert f"python -m experiments ablate configs/{name}.toml" in text
+
+
+def test_lists_are_axes_and_structure_comes_first(path):
+    found = sweep(
+        "seeds = 2\n[model]\nunits = [4, 8]\n[train]\nlearning_rate = [0.1, 0.2]\n"
+        "[dropout.recurrent]\nrate = [0.0, 0.5]",
+        path,
+    )
+    assert list(found.axes) == [
+        "model.units",
+        "dropout.recurrent.rate",
+        "train.learning_rate",
+    ]
+    lanes = found.lanes()
+    assert len(lanes) == 16
+    assert lanes[0].structure == {"model.units": 4}
+    assert lanes[-1].setting == {
+        "model.units": 8,
+        "dropout.recurrent.rate": 0.5,
+        "train.learning_rate": 0.2,
+    }
+    assert [lane.config.seeds for lane in lanes[:4]] == [0, 1, 0, 1]
+    assert lanes[2].config.train.learning_rate == 0.2
+    assert lanes[-1].config.dropout.recurrent.rate == 0.5
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("vowels_plane", PlaneConfig), ("vowels_methods", MethodsConfig)]
+    ("text", "seeds"),
+    [("", (0, 1, 2, 3)), ("seeds = 2", (0, 1)), ("seeds = [3, 1]", (3, 1))],
 )
-def test_shipped_config_is_the_default_one(pytestconfig, name, kind):
-    assert load(pytestconfig.rootpath / "configs" / f"{name}.toml", kind) == kind()
-
-
-def test_an_unknown_method_is_named(tmp_path):
-    path = write(tmp_path / "c.toml", 'methods = ["gal_tied", "bayes"]')
-    with pytest.raises(ConfigError, match="methods: no such method as bayes"):
-        load(path, MethodsConfig)
-
-
-def test_toml_round_trip(tmp_path):
-    config = PlaneConfig(seeds=2, train=Train(learning_rate=1e-4))
-    path = write(tmp_path / "c.toml", to_toml(config))
-    assert load(path, PlaneConfig) == config
+def test_seeds_are_a_number_or_a_list(path, text, seeds):
+    assert sweep(text, path).seeds == seeds
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("sedes = 3", r"sedes: unknown field"),
-        ("[model]\nunits = 64\ndepth = 2", r"model\.depth: unknown field"),
-        ("seeds = 0", r"seeds: .*greater than or equal to 1, got 0"),
-        ("seeds = 2.5", r"seeds: .*integer, got 2.5"),
-        ('seeds = "3"', r"seeds: .*integer, got '3'"),
-        ('task = "imdb"', r"task: .*'japanese_vowels', got 'imdb'"),
-        (
-            "[dropout.inputs]\nrate = [0.0, 1.5]",
-            r"dropout\.inputs\.rate\.1: .*less than or equal to 1, got 1.5",
-        ),
-        (
-            "[dropout.inputs]\nrate = []",
-            r"dropout\.inputs\.rate: .*include the baseline 0, got",
-        ),
-        ("[dropout.inputs]\nrate = [0.5]", r"rate: .*include the baseline 0, got"),
-        ("[dropout.inputs]\nrate = [0.0, 0.0]", r"rate: .*differ from each other"),
-        ("[dropout.recurrent]\nrate = [0.0, nan]", r"recurrent\.rate\.1: .*got"),
-        ('[dropout.recurrent]\nper = "batch"', r"per: .*'sequence' or 'step'"),
-        ("[train]\nlearning_rate = -1.0", r"learning_rate: .*greater than 0"),
-        ("[train]\nlearning_rate = inf", r"learning_rate: .*got"),
-        ("[train]\nevaluate_every = 7", r"evaluate_every = 7 must divide epochs"),
-        ("seeds = ", r"not a TOML file"),
+        "",
+        "seeds = [5, 7]\n[model]\ncell = ['lstm', 'gru']",
+        "[dropout]\nmethod = ['keras', 'awd']\nrate = [0.0, 0.5]",
+        "[dropout.gates]\nrate = 0.5\nper = 'step'\ndrift = [0.0, 0.1]",
     ],
 )
-def test_a_wrong_config_is_one_clear_line(tmp_path, text, message):
-    path = write(tmp_path / "c.toml", text)
-    with pytest.raises(ConfigError, match=message) as error:
-        load(path, PlaneConfig)
-    assert str(error.value).startswith(str(path))
+def test_toml_round_trip(path, text):
+    first = sweep(text, path)
+    again = sweep(axes.to_toml(first), path)
+    assert again == first
+    assert axes.differences(first, again) == []
+
+
+def test_differences_name_the_field(path):
+    first = sweep("seeds = 2", path)
+    second = sweep("[train]\nepochs = 8\n[dropout.gates]\nrate = 0.5", path)
+    lines = axes.differences(first, second)
+    assert "seeds: [0, 1] there, [0, 1, 2, 3] here" in lines
+    assert "train.epochs: 60 there, 8 here" in lines
+    assert "dropout.gates.rate: nothing there, 0.5 here" in lines
+
+
+WRONG = [
+    ("sedes = 3", "sedes: unknown field."),
+    ("[model]\nunits = 64\ndepth = 2", "model.depth: unknown field."),
+    ("[model]\ndepth = [2, 3]", "model.depth: unknown field."),
+    ("seeds = 0", "seeds: must be at least 1, got 0."),
+    ("seeds = 2.5", "seeds: must be integers, got 2.5."),
+    ('seeds = "3"', "seeds: must be integers, got '3'."),
+    ("seeds = [1, 1]", "seeds: values must differ, got [1, 1]."),
+    ("seeds = []", "seeds: must have at least one value, got []."),
+    ("seeds = [-1, 2]", "seeds: must be integers, got -1."),
+    ("seed = -1", "seed: Input should be greater than or equal to 0, got -1."),
+    ('task = "imdb"', "task: Input should be an object, got 'imdb'."),
+    ("[task]\ntest = 1.5", "task.test: Input should be less than 1, got 1.5."),
+    (
+        '[task]\ndata = ["a", "b"]',
+        'task.data: must be one value for the whole sweep, got ["a", "b"].',
+    ),
+    (
+        "[train]\nepochs = [4, 8]",
+        "train.epochs: must be one value for the whole sweep, got [4, 8].",
+    ),
+    (
+        "[dropout.inputs]\nrate = [0.0, 1.5]",
+        "dropout.inputs.rate: Input should be less than or equal to 1, got 1.5.",
+    ),
+    (
+        "[dropout.inputs]\nrate = []",
+        "dropout.inputs.rate: must have at least one value, got [].",
+    ),
+    (
+        "[dropout.inputs]\nrate = [0.5, 0.5]",
+        "dropout.inputs.rate: values must differ, got [0.5, 0.5].",
+    ),
+    (
+        '[dropout.recurrent]\nper = "batch"',
+        "dropout.recurrent.per: Input should be 'sequence' or 'step', got 'batch'.",
+    ),
+    (
+        '[dropout.recurrent]\nkind = "zoneout"',
+        "dropout.recurrent.kind: Input should be 'bernoulli', 'gaussian' or "
+        "'concrete', got 'zoneout'.",
+    ),
+    (
+        '[dropout]\nmethod = "bayes"',
+        "dropout.method: no such method; there are none, pham, zaremba,",
+    ),
+    (
+        "[train]\nlearning_rate = -1.0",
+        "train.learning_rate: Input should be greater than 0, got -1.0.",
+    ),
+    (
+        "[train]\nlearning_rate = inf",
+        "train.learning_rate: Input should be a finite number, got inf.",
+    ),
+    (
+        "[train]\nlearning_rate = [0.1, nan]",
+        "train.learning_rate: Input should be a finite number, got nan.",
+    ),
+    (
+        "[train]\nevaluate_every = 7",
+        "train: evaluate_every = 7 must divide epochs = 60.",
+    ),
+    (
+        "[train]\ncheckpoint_every = 0",
+        "train.checkpoint_every: Input should be greater than or equal to 1, got 0.",
+    ),
+    ("[train]\nepochs = 1e2", "train.epochs: Input should be a valid integer"),
+    ("[model]\nunits = 0", "model.units: Input should be greater than or equal to 1"),
+    ('[model]\ncell = "elman"', "model.cell: Input should be 'lstm', "),
+    ("seeds = ", "not a TOML file: "),
+    (
+        "[dropout.inputs]\nrate = ["
+        + ",".join(f"0.{n:04}" for n in range(1000))
+        + "]\n[dropout.recurrent]\nrate = ["
+        + ",".join(f"0.{n:04}" for n in range(1000))
+        + "]",
+        "4,000,000 lanes; at most 1,000,000 will do.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG)
+def test_a_wrong_config_is_one_clear_line(path, text, message):
+    with pytest.raises(ConfigError) as error:
+        sweep(text, path)
+    assert str(error.value).startswith(f"{path}: {message}")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.toml"], "missing.toml: No such file or directory"),
-        (["--seeds", "0"], "seeds: Input should be greater than or equal to 1"),
-        (["--dropout.inputs.rate", "0", "2"], "rate.1: Input should be less than"),
-        (["--train.validation", "30"], "train.validation: must leave some of the 30"),
-        (["--train.batch", "300"], "train.batch: must be at most 216"),
+        (["missing.toml"], "missing.toml: No such file or directory."),
+        (["--seeds", "0"], "seeds: must be at least 1, got 0."),
+        (
+            ["--dropout.inputs.rate", "0", "2"],
+            "dropout.inputs.rate: Input should be less than or equal to 1, got 2.0.",
+        ),
+        (
+            ["--train.validation", "0.001"],
+            "train.validation: must hold out some of 270 training sequences and leave "
+            "some, got 0.001, which is 0.",
+        ),
+        (
+            ["--train.batch", "300"],
+            "train.batch: must be at most 216, the sequences left to train on, got "
+            "300.",
+        ),
+        (["--task.name", "imdb"], "task.name: must be one of japanese_vowels, "),
+        (
+            ["--dropout.method", "keras"],
+            "dropout.inputs.rate: must be 0 beside the method keras.",
+        ),
+        (["--dropout.rate", "0.5"], "dropout.rate: is that of a method; name dropout."),
+        (
+            ["--dropout.recurrent.drift", "0.5"],
+            'dropout.recurrent.drift: must be 1 unless per = "step".',
+        ),
+        (
+            ["--dropout.recurrent.learn", "True"],
+            'dropout.recurrent.learn: the kind must be "concrete", whose mask is '
+            'smooth in its rate, got "bernoulli".',
+        ),
+        (
+            [
+                "--dropout.recurrent.learn",
+                "True",
+                "--dropout.recurrent.kind",
+                "concrete",
+            ],
+            "dropout.recurrent.rate: must lie inside (0, 1) where it is learned, got",
+        ),
+        (
+            [
+                "--dropout.inputs.kind",
+                "gaussian",
+                "--dropout.inputs.scale",
+                "expectation",
+            ],
+            'dropout.inputs.scale: must be "inverted" unless the kind is "bernoulli", '
+            'got "expectation".',
+        ),
+        (
+            ["--model.cell", "gru", "--dropout.cell-state.rate", "0.1"],
+            "The network cannot be built: Site `cell_state` does not exist in this c",
+        ),
+        (
+            ["--dropout.update.rate", "0.1", "--dropout.update.gates", "each"],
+            "The network cannot be built: Site `update`: `gates` must be",
+        ),
+        (["--data-devices", "3"], "data-devices: must divide the "),
     ],
 )
 def test_the_command_line_refuses_before_any_work(
@@ -90,15 +248,44 @@ def test_the_command_line_refuses_before_any_work(
     named = arguments if arguments[0].endswith(".toml") else [config, *arguments]
     assert main(["ablate", *named]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
     assert message in error
+    assert error.startswith("error: ")
     assert error.count("\n") == 1
-    assert not (tmp_path / "runs").exists()
+    assert not list(tmp_path.glob("runs/*/results.jsonl"))
 
 
-def test_help_reads_well(capsys):
-    for arguments in (["--help"], ["ablate", "--help"]):
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        assert ended.value.code == 0
-        assert "recurrent" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "line: must be FILE:NUMBER, as runs/x/results.jsonl:17, got not"),
+        (["missing.jsonl:3"], "line: must be FILE:NUMBER"),
+        (["results.jsonl:0"], "results.jsonl: has lines 1 to 1, got 0."),
+        (["results.jsonl:2"], "results.jsonl: has lines 1 to 1, got 2."),
+        (
+            ["results.jsonl:1"],
+            "must be a lane that was trained to the end, got one tha",
+        ),
+    ],
+)
+def test_replay_refuses(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results.jsonl").write_text('{"status": "interrupted"}\n')
+    assert main(["replay", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([], "ablate replay report"),
+        (["ablate"], "--dropout.recurrent.rate vertical arrows --train.epochs Passes"),
+        (["replay"], "RESULTS.jsonl:LINE"),
+        (["report"], "--figure"),
+    ],
+)
+def test_help_reads_well(capsys, command, words):
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in words.split())

@@ -1,21 +1,24 @@
-"""One compiled program trains every lane, and each lane as if it were alone."""
+"""One program trains every lane, and each lane as if it were alone, wherever it is."""
+
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import sweep, vowels
-from experiments.config import Model, Noise, Plane, PlaneConfig, Train
-from experiments.plane import lanes as lanes_of_plane
-from experiments.train import make_train
+from experiments import axes, sweep
+from experiments.config import ConfigError
+from experiments.tasks import find
 
-RATES = Noise(rate=(0.0, 0.5))
-CONFIG = PlaneConfig(
-    seeds=2,
-    model=Model(units=4),
-    dropout=Plane(inputs=RATES, recurrent=RATES),
-    train=Train(epochs=2, evaluate_every=1),
-)
+SMALL = {
+    "seeds": 2,
+    "model": {"units": 4},
+    "dropout": {"inputs": {"rate": [0.0, 0.5]}, "recurrent": {"rate": [0.0, 0.5]}},
+    "train": {"epochs": 2, "evaluate_every": 1},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,36 +28,46 @@ def as_users_run_it():
         yield
 
 
+def compiled(raw=SMALL, **options):
+    found = axes.sweep(raw, "test")
+    task = find(found.base.task.name)
+    configs = [lane.config for lane in found.lanes()]
+    return sweep.compile_sweep(configs, task, task.load(found.base.task), **options)
+
+
+def trained(program, which=None, bounds=None):
+    """The history of all lanes, or of those of one round within bounds."""
+    parts = []
+    for which in program.rounds():
+        lanes = program.place(which)
+        state = program.start(lanes, program.data)
+        for evaluation in range(2):
+            within = program.all_of(which) if bounds is None else bounds
+            state = program.step(state, lanes, within, evaluation)
+        parts.append({k: np.asarray(v)[: len(which)] for k, v in state.history.items()})
+    return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+
 @pytest.fixture(scope="module")
-def data():
-    return vowels.load()
-
-
-def train_lanes(lanes, data, group=None):
-    program = compile_lanes(lanes, data, group)
-    return list(sweep.run(program, CONFIG.train.epochs))
-
-
-def compile_lanes(lanes, data, group=None):
-    return sweep.compile_sweep(lanes, CONFIG.model, CONFIG.train, *data, group=group)
+def program():
+    return compiled()
 
 
 @pytest.fixture(scope="module")
-def plane(data):
-    lanes = lanes_of_plane(CONFIG, data[0])
-    return lanes, train_lanes(lanes, data)
+def history(program):
+    return trained(program)
 
 
-def test_lanes_are_every_pair_of_rates_at_every_seed(plane):
-    lanes, _ = plane
-    pairs = zip(lanes.dropout.inputs.rate, lanes.dropout.recurrent.rate, strict=True)
+def test_lanes_are_every_pair_of_rates_at_every_seed(program):
+    dropout = program.lanes.dropout
+    pairs = zip(dropout.inputs.rate, dropout.recurrent.rate, strict=True)
     assert [tuple(map(float, pair)) for pair in pairs] == [
         (i, r) for i in (0, 0.5) for r in (0, 0.5) for _ in range(2)
     ]
 
 
-def test_lanes_of_one_seed_share_key_and_split(plane):
-    lanes, _ = plane
+def test_lanes_of_one_seed_share_key_and_split(program):
+    lanes = program.lanes
     keys = jax.random.key_data(lanes.key).reshape(4, 2, -1)
     assert (keys == keys[:1]).all()
     assert (keys[:, 0] != keys[:, 1]).any()
@@ -63,73 +76,105 @@ def test_lanes_of_one_seed_share_key_and_split(plane):
     assert (valid[:, 0] != valid[:, 1]).any()
 
 
-def test_lanes_of_one_seed_start_alike_and_rates_tell_them_apart(plane):
-    lanes, (first, _) = plane
-    program_init = make_train(CONFIG.model, CONFIG.train, *vowels.load()).init
-    start = jax.vmap(program_init)(lanes).full.params
+def test_lanes_of_one_seed_start_alike_and_rates_tell_them_apart(program, history):
+    lanes = program.place(program.rounds()[0])
+    start = program.start(lanes, program.data).models.full.params
     for leaf in jax.tree.leaves(start):
         by_seed = leaf.reshape(4, 2, *leaf.shape[1:])
         assert (by_seed == by_seed[:1]).all()
-    assert len(set(first.train_nll.ravel().tolist())) == 8
+    assert len(set(history["train_nll"][:, 0, 0].tolist())) == 8
 
 
-def test_two_runs_are_bitwise_equal(plane, data):
-    lanes, once = plane
-    again = train_lanes(lanes, data)
-    jax.tree.map(np.testing.assert_array_equal, once, again)
+def test_two_runs_are_bitwise_equal(program, history):
+    equal(trained(program), history)
 
 
-def test_a_lane_alone_equals_that_lane_of_the_plane(plane, data):
-    lanes, together = plane
-    for index in (0, 7):
-        lane = jax.tree.map(lambda leaf, n=index: leaf[n : n + 1], lanes)
-        alone = train_lanes(lane, data)
-        expected = jax.tree.map(lambda leaf, n=index: leaf[n : n + 1], together)
-        jax.tree.map(close, alone, expected)
+@pytest.mark.parametrize("lane", [0, 5, 7])
+def test_a_lane_alone_is_bitwise_that_lane_of_the_sweep(program, history, lane):
+    alone = trained(program, bounds=program.only(lane))
+    for name, values in alone.items():
+        np.testing.assert_array_equal(values[lane], history[name][lane])
+        others = np.delete(values, lane, axis=0)
+        assert np.isnan(others).all()
 
 
-def test_vmap_over_all_lanes_is_the_same_to_rounding(plane, data):
-    lanes, in_turn = plane
-    side_by_side = train_lanes(lanes, data, group=len(lanes.key))
+def test_lanes_that_do_not_fit_are_trained_some_at_a_time(program, history):
+    few = compiled(memory=program.needed - 1.0)
+    assert few.needed < program.needed
+    assert [program.resident, few.resident] == [8, 7]
+    assert few.rounds() == [range(7), range(7, 8)]
+    assert few.compiles == 2
+    equal(trained(few), history)
+
+
+def test_where_not_one_lane_fits_it_is_said():
+    with pytest.raises(ConfigError, match=r"One lane needs .* MB .*, where there are"):
+        compiled(memory=1000.0)
+
+
+def test_vmap_over_all_lanes_is_the_same_to_rounding(history):
+    side_by_side = trained(compiled(group=8))
     for name in ("train_nll", "valid_nll", "test_nll"):
-        for a, b in zip(in_turn, side_by_side, strict=True):
-            np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-4)
+        np.testing.assert_allclose(side_by_side[name], history[name], rtol=1e-4)
 
 
-def test_every_rate_is_served_by_one_program(plane, data):
-    lanes, _ = plane
-    program = compile_lanes(lanes, data)
-    other = lanes.dropout.inputs.replace(rate=lanes.dropout.inputs.rate * 0.3)
-    moved = lanes._replace(dropout=lanes.dropout.replace(inputs=other))
-    changed = program.advance(program.models, moved)[1]
-    same = program.advance(program.models, lanes)[1]
-    with_noise = np.asarray(lanes.dropout.inputs.rate) > 0
-    differs = np.asarray(changed.train_nll != same.train_nll)[:, 0]
-    assert (differs == with_noise).all()
+def test_every_rate_is_served_by_one_program(program, history):
+    which = program.rounds()[0]
+    inputs = program.lanes.dropout.inputs
+    dropout = program.lanes.dropout.replace(
+        inputs=inputs.replace(rate=inputs.rate * np.float32(0.3))
+    )
+    moved = program._replace(lanes=program.lanes._replace(dropout=dropout))
+    changed = trained(moved)["train_nll"]
+    differs = (changed != history["train_nll"]).any(axis=(1, 2))
+    np.testing.assert_array_equal(differs, np.asarray(inputs.rate) > 0)
+    assert moved.place(which).dropout.inputs.rate[-1] == np.float32(0.15)
 
 
-def test_validation_utterances_are_not_trained_on(data):
-    train, test = data
-    lanes = lanes_of_plane(CONFIG, train)
-    lane = jax.tree.map(lambda leaf: leaf[-1], lanes)
-    spoilt = train.speakers.copy()
-    spoilt[np.asarray(lane.valid)] = 0
-
-    def trained(speakers):
-        spoken = train._replace(speakers=speakers)
-        functions = make_train(CONFIG.model, CONFIG.train, spoken, test)
-        models, _ = jax.jit(functions.advance)(functions.init(lane), lane)
-        return models
-
-    clean, changed = trained(train.speakers), trained(spoilt)
-    assert same(clean.held_out.params, changed.held_out.params)
-    assert not same(clean.full.params, changed.full.params)
+def test_learning_rate_and_weight_decay_are_data_too():
+    raw = SMALL | {
+        "seeds": 1,
+        "dropout": {},
+        "train": {
+            "epochs": 2,
+            "evaluate_every": 1,
+            "learning_rate": [1e-3, 1e-2],
+            "weight_decay": [0.0, 0.1],
+        },
+    }
+    losses = trained(compiled(raw))["train_nll"][:, -1, 0]
+    assert len(set(losses.tolist())) == 4
 
 
-def close(first, second):
-    np.testing.assert_allclose(first, second, rtol=1e-5)
+def equal(first, second):
+    for name, values in second.items():
+        np.testing.assert_array_equal(first[name], values)
 
 
-def same(first, second):
-    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    return all((a == b).all() for a, b in pairs)
+CHILD = """
+import json, sys
+import jax
+import numpy as np
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+sys.path.insert(0, "tests")
+from test_experiments_sweep import compiled, trained
+program = compiled(data_devices=int(sys.argv[2]))
+history = trained(program)
+print(json.dumps({k: np.asarray(v, float).tolist() for k, v in history.items()}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "data_devices"), [(2, 1), (8, 1), (8, 4), (2, 2)])
+def test_more_devices_give_the_same_lanes(pytestconfig, history, devices, data_devices):
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(devices), str(data_devices)],
+        cwd=pytestconfig.rootpath,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name, values in history.items():
+        np.testing.assert_allclose(found[name], values, rtol=2e-5, atol=2e-6)

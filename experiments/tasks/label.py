@@ -1,0 +1,47 @@
+"""Label: a class at each step, from a file of the user's.
+
+The formats are those of `experiments.tasks.files`. The network answers at every step
+with a logit for each class. A sequence counts by its number of steps, so the figures of
+a split are means over all of its steps.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from experiments.config import Task as Options
+from experiments.task import Arrays, Batch, Data, Score
+from experiments.tasks import files
+from experiments.tasks.classify import inputs, judge
+
+__all__ = ["inputs", "load", "score"]
+
+
+def load(options: Options) -> Data:
+    """Reads `options.data`.
+
+    Raises:
+        ConfigError: the file cannot be learned from.
+    """
+    splits = files.read(options, "label")
+    return Data(
+        train=splits.train,
+        test=splits.test,
+        valid=splits.valid,
+        outputs=splits.outputs,
+        readout="each",
+        strata=None,
+        units={"nll": "nats a step", "accuracy": ""},
+    )
+
+
+def score(outputs: Float[Arrays, "B T C"], batch: Batch) -> Score:
+    """Judges the logits of the valid steps by log-likelihood and accuracy."""
+    nll, accuracy = judge(outputs, batch.targets)
+    time = jnp.arange(nll.shape[1], dtype=batch.lengths.dtype)
+    inside = time[None] < batch.lengths[:, None]
+    count = batch.lengths.astype(nll.dtype)
+
+    def mean(values):
+        return jnp.where(inside, values, 0).sum(axis=1) / count
+
+    return Score({"nll": mean(nll), "accuracy": mean(accuracy)}, count)

@@ -1,0 +1,223 @@
+"""A lane trains on what it may see, is judged in expectation, and marked if lost."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rdrop
+from experiments import axes
+from experiments.config import Task
+from experiments.network import dropout_of
+from experiments.splits import split
+from experiments.sweep import make_lanes
+from experiments.tasks import find
+from experiments.train import NEVER, evaluate, make_train, make_training
+
+SMALL = {
+    "seeds": 1,
+    "model": {"units": 4},
+    "train": {"epochs": 2, "evaluate_every": 1},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_users_run_it():
+    """In float32 and with JAX's usual promotion, which optax needs."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data():
+    return on_device(find("japanese_vowels").load(Task()))
+
+
+def on_device(data):
+    splits = {name: getattr(data, name) for name in ("train", "test", "valid")}
+    return data._replace(**jax.tree.map(jnp.asarray, splits))
+
+
+def configs(**changes):
+    raw = axes.nest(axes.flatten(SMALL) | changes)
+    return [lane.config for lane in axes.sweep(raw, "test").lanes()]
+
+
+def first_lane(lanes):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), lanes)
+
+
+def trained(data, task="japanese_vowels", evaluations=1, **changes):
+    """The models and metrics of a lane after some evaluations."""
+    found = configs(**changes)
+    lane = first_lane(make_lanes(found, data))
+    functions = make_train(found[0], find(task), data)
+    models = functions.init(lane)
+    for _ in range(evaluations):
+        models, metrics = jax.jit(functions.advance)(models, lane)
+    return models, metrics, lane
+
+
+def same(first, second):
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all((a == b).all() for a, b in pairs)
+
+
+def test_held_out_sequences_are_not_trained_on(data):
+    _, _, lane = trained(data)
+    spoilt = data.train.targets.at[lane.valid].set(0)
+    other = data._replace(train=data.train._replace(targets=spoilt))
+    clean, changed = trained(data)[0], trained(other)[0]
+    assert same(clean.held_out.params, changed.held_out.params)
+    assert not same(clean.full.params, changed.full.params)
+
+
+def test_test_sequences_are_not_trained_on_or_chosen_by(data):
+    spoilt = data._replace(test=data.test._replace(targets=0 * data.test.targets))
+    (clean, first, _), (changed, second, _) = trained(data), trained(spoilt)
+    assert same(clean, changed)
+    assert first["valid_nll"] == second["valid_nll"]
+    assert first["test_nll"] != second["test_nll"]
+
+
+def test_a_validation_split_of_the_task_makes_one_model_do(data):
+    given = data._replace(valid=data.test)
+    models, metrics, lane = trained(given)
+    assert models.held_out is None
+    assert lane.fit is None
+    assert metrics["valid_nll"] == metrics["test_nll"]
+
+
+@pytest.mark.parametrize("strata", [True, False])
+def test_a_share_of_each_stratum_is_held_out(data, strata):
+    speakers = np.asarray(data.train.targets)
+    fit, valid = split(data._replace(strata=speakers if strata else None), 0.2, (0, 1))
+    assert sorted([*fit, *valid]) == list(range(270))
+    assert len(valid) == 54
+    counts = np.bincount(speakers[valid], minlength=9)
+    assert (counts == 6).all() == strata
+
+
+@pytest.mark.parametrize(
+    ("dropout", "factor"),
+    [
+        ({"dropout.recurrent.rate": 0.5}, None),
+        ({"dropout.inputs.rate": 0.5, "dropout.inputs.scale": "expectation"}, 0.5),
+        ({"dropout.method": "zoneout", "dropout.rate": 0.5}, "mix"),
+    ],
+)
+def test_evaluation_is_in_expectation_over_the_noise(data, dropout, factor):
+    """Inverted noise vanishes; a factor, or the mix of zoneout, stays."""
+    found = configs(**dropout)
+    task = find("japanese_vowels")
+    lane = first_lane(make_lanes(found, data))
+    models = make_train(found[0], task, data).init(lane)
+    network = models.full.params["network"]
+    cell = rdrop.LSTMCell(4)
+    xs, lengths = data.test.inputs, data.test.lengths
+    noise = {None: None, 0.5: lane.dropout, "mix": lane.dropout}[factor]
+    params = {"params": network["params"]["LSTMCell_0"]}
+    _, ys = rdrop.RNN(cell).apply(params, xs, noise, lengths=lengths)
+    readout = network["params"]["readout"]
+    logits = (
+        ys[jnp.arange(len(ys)), lengths - 1] @ readout["kernel"] + readout["bias"][None]
+    )
+    expected = task.score(logits, data.test).values["nll"].mean()
+    training = make_training(found[0], task, data)
+    actual = evaluate(training, models.full.params, lane.dropout, data.test)["nll"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    plain = evaluate(training, models.full.params, rdrop.Dropout(), data.test)["nll"]
+    assert (actual == plain) == (factor is None)
+
+
+def test_many_sequences_are_evaluated_in_parts_to_the_same_figures(data, monkeypatch):
+    found, task = configs(), find("japanese_vowels")
+    lane = first_lane(make_lanes(found, data))
+    training = make_training(found[0], task, data)
+    params = make_train(found[0], task, data).init(lane).full.params
+    whole = evaluate(training, params, lane.dropout, data.test)
+    monkeypatch.setattr("experiments.train.EVALUATED_AT_ONCE", 100)
+    parts = evaluate(training, params, lane.dropout, data.test)
+    for name, value in whole.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rate", "at"), [(3e-3, NEVER), (1e30, 0), (float(np.float32(3e38)), 0)]
+)
+def test_the_first_step_that_is_not_finite_is_marked(data, rate, at):
+    models, _, _ = trained(data, evaluations=2, **{"train.learning_rate": rate})
+    assert models.full.diverged_at == at
+    assert models.held_out.diverged_at == at
+
+
+def test_weight_decay_shrinks_the_network_and_not_the_learned_rates(data):
+    learn = {
+        "dropout.recurrent.kind": "concrete",
+        "dropout.recurrent.rate": 0.3,
+        "dropout.recurrent.learn": True,
+    }
+    strong = {"train.weight_decay": 50.0}
+    plain, decayed = (trained(data, **learn, **more)[0] for more in ({}, strong))
+
+    def size(models):
+        return np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(models)))
+
+    assert size(decayed.full.params["network"]) < 0.5 * size(
+        plain.full.params["network"]
+    )
+    logits = [m.full.params["rates"]["recurrent"] for m in (plain, decayed)]
+    np.testing.assert_allclose(logits[0], logits[1], atol=0.1)
+
+
+@pytest.mark.parametrize("start", [0.1, 0.6])
+def test_a_rate_is_learned_from_where_it_starts(data, start):
+    learn = {
+        "dropout.inputs.kind": "concrete",
+        "dropout.inputs.rate": start,
+        "dropout.inputs.learn": True,
+        "train.learning_rate": 1e-2,
+    }
+    models, metrics, _ = trained(data, **learn)
+    rate = jax.nn.sigmoid(models.full.params["rates"]["inputs"])
+    assert metrics["rate_inputs"] == rate
+    assert 0.001 < abs(rate - start) < 0.1
+
+
+def test_the_price_of_a_rate_is_that_of_the_authors(data):
+    """l^2 / 2N times the squares over 1 - p, and K / N times the negative entropy."""
+    learn = {
+        "model.layers": 2,
+        "dropout.outputs.kind": "concrete",
+        "dropout.outputs.rate": 0.3,
+        "dropout.outputs.learn": True,
+        "dropout.outputs.length_scale": 2.0,
+    }
+    found, task = configs(**learn), find("japanese_vowels")
+    lane = first_lane(make_lanes(found, data))
+    params = make_train(found[0], task, data).init(lane).full.params
+    price = make_training(found[0], task, data).price(params)
+    p, count = 0.3, 270
+    kernels = [
+        params["network"]["params"][name]["kernel"]
+        for name in ("LSTMCell_1", "readout")
+    ]
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    expected = sum(
+        2.0**2 / (2 * count) * float((np.asarray(k, float) ** 2).sum()) / (1 - p)
+        - len(k) / count * entropy
+        for k in kernels
+    )
+    np.testing.assert_allclose(price, expected, rtol=1e-5)
+
+
+def test_noise_is_built_from_every_lane(data):
+    found = configs(**{"dropout.inputs.rate": [0.0, 0.5], "dropout.gates.rate": 0.1})
+    built = dropout_of(found)
+    assert [name for name, _ in built.sites()] == ["inputs", "gates"]
+    np.testing.assert_array_equal(built.inputs.rate, np.float32([0, 0.5]))
+    np.testing.assert_array_equal(built.gates.rate, np.float32([0.1, 0.1]))
+    options = dataclasses.asdict(found[0].dropout.inputs)
+    assert {"per", "gates", "batch"} <= options.keys()
