@@ -15,8 +15,8 @@ from experiments import folder as folders
 from experiments import report
 from experiments.axes import Lane, Sweep
 from experiments.checkpoints import Checkpoints
-from experiments.report import tensorboard
-from experiments.results import Store, records
+from experiments.config import ConfigError
+from experiments.results import Store, fingerprint, records
 from experiments.running import Watch, console, watch
 from experiments.sweep import Program, check, compile_sweep
 from experiments.task import Data, Task
@@ -104,6 +104,11 @@ def ablate(
     return done
 
 
+def data_of(data: Data) -> tuple:
+    """Returns the arrays that a run learns from."""
+    return data.train, data.test, data.valid
+
+
 def divide(lanes: list[Lane]) -> list[Part]:
     """Returns the lanes by their program, in order."""
     places = itertools.groupby(range(len(lanes)), lambda n: lanes[n].structure)
@@ -127,7 +132,19 @@ class _Run:
     store: Store
 
     def __post_init__(self):
-        self.programs = folders.read_programs(self.folder)
+        """Begins, or goes on with what an earlier command began.
+
+        Raises:
+            ConfigError: that had other data.
+        """
+        earlier = folders.read_run(self.folder)
+        self.programs = earlier.get("programs", [])
+        if not earlier:
+            self._write()
+        elif earlier["task"]["data"] != fingerprint(data_of(self.data)):
+            raise ConfigError(
+                f"{self.folder}: was begun with other data; name another by --out."
+            )
 
     def train(self, part: Part, number: int, watcher: Watch) -> bool:
         """Trains the lanes of one program; returns whether they are all done."""
@@ -198,6 +215,10 @@ class _Run:
             "megabytes": round(program.needed * program.mesh.local_mesh.size / 1e6, 1),
         }
         self.programs = [*self.programs, took]
+        self._write()
+
+    def _write(self) -> None:
+        """Writes run.json."""
         units = self.data.units
         facts = {
             "command": self.command,
@@ -206,6 +227,7 @@ class _Run:
                 "loss": next(iter(units)),
                 "units": units,
                 "source": self.data.source,
+                "data": fingerprint(data_of(self.data)),
             },
             "axes": self.sweep.axes,
             "seeds": self.sweep.seeds,
@@ -224,6 +246,9 @@ def _conclude(folder: Path, events: bool) -> None:
     path = report.write([folder])
     report.summary(folder)
     if events:
+        # It imports torch where there is one, which takes a second.
+        from experiments.report import tensorboard
+
         tensorboard.write(folder)
     console.print(f"Report: {path}", style="bold", soft_wrap=True)
 

@@ -5,7 +5,6 @@ half-written one never counts. A checkpoint holds the parameters, the state of t
 optimiser and the history of the metrics; it counts for the same keys, PRNG and devices.
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.results import StorageError
+from experiments.results import StorageError, fingerprint
 from experiments.sweep import Program, State
 from experiments.train import Lane
 
@@ -103,7 +102,7 @@ def _facts(program: Program) -> dict:
     keys = np.asarray(jax.random.key_data(program.lanes.key))
     return {
         "prng": str(jax.random.key_impl(program.lanes.key)),
-        "keys": hashlib.sha256(keys.tobytes()).hexdigest()[:16],
+        "keys": fingerprint(keys),
         "devices": program.mesh.size,
         "resident": program.resident,
     }

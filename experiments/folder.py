@@ -68,7 +68,7 @@ def write_run(folder: Path, facts: dict[str, Any]) -> None:
     write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")
 
 
-def read_programs(folder: Path) -> list[dict[str, Any]]:
-    """Returns what the programs of an earlier run took; none where there was none."""
+def read_run(folder: Path) -> dict[str, Any]:
+    """Returns what `write_run` wrote; nothing where there is none yet."""
     path = folder / RUN
-    return json.loads(path.read_text())["programs"] if path.exists() else []
+    return json.loads(path.read_text()) if path.exists() else {}

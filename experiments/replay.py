@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import folder as folders
-from experiments.ablate import divide
+from experiments.ablate import data_of, divide
 from experiments.config import ConfigError
-from experiments.results import FINAL, environment, read, records
+from experiments.results import FINAL, environment, fingerprint, read, records
 from experiments.running import console, watch
 from experiments.sweep import compile_sweep
 from experiments.tasks import find
@@ -62,6 +62,8 @@ def _train(folder: Path, place: int, data_devices: int) -> dict:
     lanes = sweep.lanes()
     task, train = find(sweep.base.task.name), sweep.base.train
     data = task.load(sweep.base.task)
+    if folders.read_run(folder)["task"]["data"] != fingerprint(data_of(data)):
+        console.print("Not as it was then: the data.", style="yellow")
     part = next(p for p in divide(lanes) if place < p.first + len(p.lanes))
     configs = [lane.config for lane in part.lanes]
     with watch(1, train.epochs) as watcher:

@@ -85,12 +85,16 @@ def fingerprints(params: Any, count: int) -> dict[int, str]:
     """Returns a hash of the parameters of each of the first lanes that are here."""
     rows = [local(leaf) for leaf in jax.tree.leaves(params)]
     return {
-        place: hashlib.sha256(
-            b"".join(np.ascontiguousarray(row[place]).tobytes() for row in rows)
-        ).hexdigest()[:16]
+        place: fingerprint([row[place] for row in rows])
         for place in rows[0]
         if place < count
     }
+
+
+def fingerprint(values: Any) -> str:
+    """Returns a hash of a pytree of arrays."""
+    leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(values)]
+    return hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()[:16]
 
 
 def write(path: Path, lines: Iterable[dict]) -> None:

@@ -36,7 +36,7 @@ from experiments.train import (
     Metrics,
     Models,
     make_train,
-    metric_names,
+    metric_shapes,
 )
 
 
@@ -203,7 +203,7 @@ def compile_sweep(
         data=put(parts.splits, mesh, EVERYWHERE),
         share=share,
         group=side_by_side,
-        names=metric_names(data, configs[0]),
+        names=list(metric_shapes(data, configs[0])),
         compiles=compiles,
         compile_seconds=time.perf_counter() - begun,
         needed=needed,
@@ -271,16 +271,11 @@ class _Parts(NamedTuple):
         functions = self.functions(splits)
         train = self.config.train
         evaluations = train.epochs // train.evaluate_every
-
-        def one(lane):
-            models = functions.init(lane)
-            metrics = jax.eval_shape(lambda: functions.advance(models, lane)[1])
-            history = jax.tree.map(
-                lambda m: jnp.full((evaluations, *m.shape), jnp.nan, m.dtype), metrics
-            )
-            return State(models, history)
-
-        return jax.lax.map(one, lanes)
+        history = {
+            name: jnp.full((evaluations, *shape), jnp.nan, jnp.float32)
+            for name, shape in metric_shapes(self.data, self.config).items()
+        }
+        return jax.lax.map(lambda lane: State(functions.init(lane), history), lanes)
 
     def _advance(self, state, lanes, bounds, evaluation, splits, group):
         """Trains the groups within bounds in turn, each written where it was read."""

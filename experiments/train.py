@@ -196,11 +196,13 @@ def make_training(config: Config, task: Task, data: Data) -> Training:
     return Training(config, task, network, data.train, tuple(learned(config)))
 
 
-def metric_names(data: Data, config: Config) -> list[str]:
-    """Returns the names of the metrics of `advance`, in the order of a record."""
+def metric_shapes(data: Data, config: Config) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each metric of `advance`, in the order of a record."""
     loss = next(iter(data.units))
     judged = [f"{split}_{name}" for split in ("valid", "test") for name in data.units]
-    return [f"train_{loss}", *judged, *(f"rate_{site}" for site in learned(config))]
+    rates = [f"rate_{site}" for site in learned(config)]
+    losses = {f"train_{loss}": (config.train.evaluate_every,)}
+    return losses | dict.fromkeys([*judged, *rates], ())
 
 
 def evaluate(training: Training, params, dropout: Dropout, batch: Batch) -> Metrics:

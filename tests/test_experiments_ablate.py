@@ -149,6 +149,30 @@ def test_another_config_is_refused_with_the_difference(finished, ablate):
     )
 
 
+def test_other_data_is_refused(ablate, tmp_path):
+    out, text = tmp_path / "run", tmp_path / "text.txt"
+    few = [
+        "--seeds",
+        "1",
+        "--model.units",
+        "4",
+        "--train.epochs",
+        "2",
+        "--task.window",
+        "8",
+    ]
+    arguments = [*few, "--task.data", str(text), "--out", str(out)]
+    text.write_text("abcdefgh" * 400)
+    config = "configs/characters.toml"
+    assert ablate(*arguments, config=config).returncode == 0
+    text.write_text("abcdefgh" * 399 + "badcfehg")
+    done = ablate(*arguments, config=config)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {out}: was begun with other data; name another by --out.\n"
+    )
+
+
 def test_a_folder_of_something_else_is_refused(ablate, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     done = ablate(*SMALL, "--out", str(tmp_path))
@@ -188,7 +212,10 @@ def replay(folder, number):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_a_signal_keeps_what_was_done_and_the_command_goes_on(
     pytestconfig, ablate, tmp_path, number
 ):
