@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation methods bench test test-slow oracles lint format clean help
+.PHONY: ablation methods concrete bench test test-slow oracles lint format clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,7 +12,12 @@ ablation: .venv/.ready ## train the dropout plane on Japanese Vowels and write a
 	$(BIN)/python -m experiments ablate configs/vowels_plane.toml
 
 methods: .venv/.ready ## compare all methods of dropout on Japanese Vowels
-	$(BIN)/python -m experiments compare configs/vowels_methods.toml
+	$(BIN)/python -m experiments ablate configs/vowels_methods.toml
+
+concrete: .venv/.ready ## learn the rates by gradient descent, and draw them on the plane
+	$(BIN)/python -m experiments ablate configs/vowels_plane.toml
+	$(BIN)/python -m experiments ablate configs/vowels_concrete.toml
+	$(BIN)/python -m experiments report runs/vowels_plane runs/vowels_concrete
 
 bench: .venv/.ready-bench ## time rdrop's loops beside Keras, PyTorch and flax
 	$(BIN)/python -m benchmarks

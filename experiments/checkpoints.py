@@ -5,6 +5,7 @@ half-written one never counts. A checkpoint holds the parameters, the state of t
 optimiser and the history of the metrics; it counts for the same keys, PRNG and devices.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.results import StorageError, fingerprint
+from experiments.results import WHOLE, StorageError, fingerprint
 from experiments.sweep import Program, State
 from experiments.train import Lane
+
+OVERHEAD = 1_000_000  # bytes of a checkpoint besides its arrays
 
 
 class Checkpoints:
@@ -58,9 +61,14 @@ class Checkpoints:
         return jax.tree.unflatten(structure, restored), step
 
     def save(self, evaluations: int, program: Program, state: State) -> None:
-        """Starts to write; the state may be used, and given away, at once."""
+        """Starts to write; the state may be used, and given away, at once.
+
+        Raises:
+            StorageError: the disk is full, or cannot be written.
+        """
         if self._manager.latest_step() == evaluations:
             return
+        self._check_space(state)
         leaves = [jnp.copy(leaf) for leaf in jax.tree.leaves(state)]
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(leaves),
@@ -72,6 +80,8 @@ class Checkpoints:
         """Removes the checkpoints of a round that ended."""
         if jax.process_index() == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.folder.parent.rmdir()  # if there are no others
 
     def _restore(self, step, **items):
         return self._guard(
@@ -92,10 +102,21 @@ class Checkpoints:
         try:
             return function(*arguments, **options)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise StorageError(
-                f"{self.folder}: a checkpoint cannot be written or read: {reason}"
-            ) from error
+            raise self._error(" ".join(str(error).split())[:200]) from error
+
+    def _check_space(self, state: State) -> None:
+        """Raises before Orbax begins, whose threads each print that they failed."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + OVERHEAD
+        if (free := shutil.disk_usage(self.folder).free) < needed:
+            raise self._error(
+                f"No space left on device; needs {needed / 1e6:.1f} MB, "
+                f"{free / 1e6:.1f} MB are free"
+            )
+
+    def _error(self, reason: str) -> StorageError:
+        return StorageError(
+            f"{self.folder}: a checkpoint cannot be written or read: {reason}. {WHOLE}"
+        )
 
 
 def _facts(program: Program) -> dict:

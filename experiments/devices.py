@@ -61,9 +61,9 @@ def put(values: T, mesh: Mesh, spec: PartitionSpec) -> T:
     return jax.tree.map(place, values)
 
 
-def local(array: jax.Array) -> dict[int, np.ndarray]:
+def local(array: jax.Array) -> dict[int, np.ndarray | np.generic]:
     """Returns the rows of an array over lanes that this process holds, by number."""
-    rows: dict[int, np.ndarray] = {}
+    rows: dict[int, np.ndarray | np.generic] = {}
     for shard in array.addressable_shards:
         first = shard.index[0].start or 0
         rows |= dict(enumerate(np.asarray(shard.data), first))

@@ -20,6 +20,7 @@ from experiments.train import NEVER
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 FINAL = ("finished", "diverged")
+WHOLE = "What was stored before is whole; the same command goes on from there."
 
 
 class StorageError(Exception):
@@ -119,10 +120,8 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise StorageError(
-            f"{path}: cannot be written: {error.strerror}. What was stored before is "
-            "whole; the same command goes on from there."
-        ) from None
+        reason = f"cannot be written: {error.strerror}."
+        raise StorageError(f"{path}: {reason} {WHOLE}") from None
 
 
 def read(path: Path) -> list[dict]:

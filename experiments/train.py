@@ -23,6 +23,7 @@ from experiments.network import Dropout, Network, cell_of, learned
 from experiments.task import Arrays, Batch, Data, Score, Task
 
 Metrics: TypeAlias = dict[str, Any]
+Losses: TypeAlias = tuple[Float[Array, ""], Float[Array, ""]]
 EVALUATED_AT_ONCE = 512  # sequences
 NEVER = -1
 
@@ -76,12 +77,12 @@ class Functions(NamedTuple):
     Attributes:
         init: lane -> models.
         advance: (models, lane) -> (models, metrics), an evaluation further.
-        probe: lane -> the loss of one sequence, to be traced.
+        probe: lane -> the losses of one sequence, to be traced.
     """
 
     init: Callable[[Lane], Models]
     advance: Callable[[Models, Lane], tuple[Models, Metrics]]
-    probe: Callable[[Lane], Float[Array, ""]]
+    probe: Callable[[Lane], Losses]
 
 
 class Training(NamedTuple):
@@ -108,9 +109,10 @@ class Training(NamedTuple):
         outputs: Any = self.network.apply(network, xs, batch.lengths, dropout, keys)
         return self.task.score(outputs, batch)
 
-    def loss(self, params, dropout: Dropout, batch: Batch, keys) -> Float[Array, ""]:
-        """The mean loss of a batch, the noise on, and what learning a rate costs."""
-        return _means(self.judge(params, dropout, batch, keys))[0] + self.price(params)
+    def loss(self, params, dropout: Dropout, batch: Batch, keys) -> Losses:
+        """The mean loss of a batch, the noise on; with what learning a rate costs."""
+        loss = _means(self.judge(params, dropout, batch, keys))[0]
+        return loss + self.price(params), loss
 
     def price(self, params) -> Float[Array, ""]:
         """The regularisers of the rates that are learned, in every layer."""
@@ -250,7 +252,7 @@ def _make_epochs(training, shard):
         params, opt_state, diverged_at = carry
         noise_key = jax.random.fold_in(jax.random.fold_in(lane.key, 2), step)
         batch = shard(take(training.train, index))
-        loss, gradients = jax.value_and_grad(training.loss)(
+        (priced, loss), gradients = jax.value_and_grad(training.loss, has_aux=True)(
             params,
             lane.dropout,
             batch,
@@ -260,7 +262,7 @@ def _make_epochs(training, shard):
             gradients, opt_state, params
         )
         params = optax.apply_updates(params, updates)
-        size = loss + optax.tree.norm((gradients, params))
+        size = priced + optax.tree.norm((gradients, params))
         first = (diverged_at == NEVER) & ~jnp.isfinite(size)
         diverged_at = jnp.where(first, step, diverged_at)
         return (params, opt_state, diverged_at), loss

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import results
@@ -86,7 +87,7 @@ def test_it_ends_in_the_report(finished):
         "learning_curves.svg",
         "report.html",
     }
-    assert not list(out.glob("checkpoints/*"))
+    assert not (out / "checkpoints").exists()
     assert f"{out}/report.html" in stdout.replace("\n", "")
     assert "Chosen on validation data" in stdout
 
@@ -327,6 +328,26 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         results.write(path, [{"n": 1}, {"n": 2}])
     assert results.read(path) == [{"n": 1}]
     assert [p.name for p in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_begun(
+    capsys, pytestconfig, tmp_path, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    config = str(pytestconfig.rootpath / "configs" / "vowels_plane.toml")
+    out = tmp_path / "run"
+    arguments = [*SMALL, "--train.checkpoint-every", "2", "--out", str(out)]
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        assert main(["ablate", config, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: .*/checkpoints/0-0: a checkpoint cannot be written or read: No space "
+        r"left on device; needs 1\.\d MB, 0\.0 MB are free\. What was stored before is "
+        r"whole; the same command goes on from there\.\n",
+        error,
+    )
+    assert [line["epochs"] for line in lines(out)] == [2] * 4
 
 
 def test_a_folder_that_cannot_be_made_is_named(capsys, pytestconfig, tmp_path):

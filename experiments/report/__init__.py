@@ -17,7 +17,7 @@ from experiments.report import across, answers, outcomes, plots, tables
 from experiments.report.figures import Drawing, drawings
 from experiments.report.outcomes import PLANE, Outcomes
 from experiments.report.terminal import grid, table
-from experiments.results import StorageError
+from experiments.results import WHOLE, StorageError
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_ROWS = 20
@@ -196,7 +196,8 @@ def _write(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}.") from None
+        reason = f"cannot be written: {error.strerror}."
+        raise StorageError(f"{path}: {reason} {WHOLE}") from None
 
 
 def _inline(png: bytes) -> str:

@@ -37,6 +37,7 @@ def _of_one(run: Outcomes) -> dict[str, Drawing]:
         found["plane"] = Drawing(
             "The plane",
             f"Each cell: {_seeds(run)}. Red: the cell chosen on validation data."
+            + " Rates are where learning starts." * bool(plots.learned(run))
             + _cut(len(run.split(*paths)), maps.MOST_MAPS),
             partial(maps.plane_map, run),
         )
