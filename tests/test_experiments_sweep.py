@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import rdrop
 from experiments import axes, sweep
 from experiments.config import ConfigError
 from experiments.tasks import find
@@ -151,16 +152,37 @@ def equal(first, second):
         np.testing.assert_array_equal(first[name], values)
 
 
+def masks(mesh=None):
+    """Masks held and drawn anew, spread over the batch where there is a mesh."""
+    noise = rdrop.Bernoulli(0.5)
+    dropout = rdrop.Dropout(inputs=noise, recurrent=noise.replace(per="step"))
+    keys, sites = rdrop.stream_keys(jax.random.key(0)), rdrop.LSTMCell(16).sites(3)
+
+    def draw():
+        drawn = rdrop.draw(dropout, keys, sites, batch=8, time=5)
+        return drawn.inputs, drawn.recurrent
+
+    if mesh is None:
+        drawn = jax.jit(draw)()
+    else:
+        specs = jax.P("data"), jax.P(None, "data")
+        places = tuple(jax.NamedSharding(mesh, spec) for spec in specs)
+        drawn = jax.jit(draw, out_shardings=places)()
+    return [np.asarray(mask).tolist() for mask in drawn]
+
+
 CHILD = """
 import json, sys
 import jax
 import numpy as np
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 sys.path.insert(0, "tests")
-from test_experiments_sweep import compiled, trained
-program = compiled(data_devices=int(sys.argv[2]))
-history = trained(program)
-print(json.dumps({k: np.asarray(v, float).tolist() for k, v in history.items()}))
+from experiments.devices import make_mesh
+from test_experiments_sweep import compiled, masks, trained
+drawn = masks(make_mesh(1, int(sys.argv[2])))
+history = trained(compiled(data_devices=int(sys.argv[2])))
+history = {k: np.asarray(v, float).tolist() for k, v in history.items()}
+print(json.dumps({"history": history, "masks": drawn}))
 """
 
 
@@ -176,5 +198,6 @@ def test_more_devices_give_the_same_lanes(pytestconfig, history, devices, data_d
         env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
     )
     found = json.loads(done.stdout.splitlines()[-1])
+    assert found["masks"] == masks()
     for name, values in history.items():
-        np.testing.assert_allclose(found[name], values, rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(found["history"][name], values, rtol=2e-5)
