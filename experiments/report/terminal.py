@@ -51,7 +51,7 @@ def table(table: Table, title: str) -> rich_table.Table:
             row.figures[1],
             difference.split()[0],
             p,
-            verdict.removesuffix(" than the baseline"),
+            verdict.removesuffix(" than the baseline").removesuffix(" of a difference"),
             style="bold green" if row.chosen else None,
         )
     return found
