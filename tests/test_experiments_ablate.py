@@ -129,6 +129,7 @@ def test_the_same_command_finds_it_finished(finished, ablate):
     assert (out / "results.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_its_own_config_runs_again_to_the_same_bits(finished, ablate, tmp_path):
     out, _ = finished
     config = tmp_path / "again.toml"
@@ -150,6 +151,7 @@ def test_another_config_is_refused_with_the_difference(finished, ablate):
     )
 
 
+@pytest.mark.slow
 def test_other_data_is_refused(ablate, tmp_path):
     out, text = tmp_path / "run", tmp_path / "text.txt"
     few = [
@@ -298,6 +300,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(
     assert figures(out) == figures(reference)
 
 
+@pytest.mark.slow
 def test_lanes_that_diverge_are_marked_and_disturb_no_others(ablate, tmp_path):
     wild = [*SMALL, "--train.learning-rate", "3e-3", "1e30"]
     done = ablate(*wild, "--out", str(tmp_path / "wild"))

@@ -108,11 +108,13 @@ def test_lanes_that_do_not_fit_are_trained_some_at_a_time(program, history):
     equal(trained(few), history)
 
 
+@pytest.mark.slow
 def test_where_not_one_lane_fits_it_is_said():
     with pytest.raises(ConfigError, match=r"One lane needs .* MB .*, where there are"):
         compiled(memory=1000.0)
 
 
+@pytest.mark.slow
 def test_vmap_over_all_lanes_is_the_same_to_rounding(history):
     side_by_side = trained(compiled(group=8))
     for name in ("train_nll", "valid_nll", "test_nll"):

@@ -153,6 +153,7 @@ def test_the_first_step_that_is_not_finite_is_marked(data, rate, at):
     assert models.held_out.diverged_at == at
 
 
+@pytest.mark.slow
 def test_weight_decay_shrinks_the_network_and_not_the_learned_rates(data):
     learn = {
         "dropout.recurrent.kind": "concrete",
