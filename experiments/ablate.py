@@ -99,7 +99,7 @@ def ablate(
             run.train(part, number, watcher) for number, part in enumerate(parts)
         )
     _in_step("trained")
-    _alone(store.merge, lanes)
+    _alone(store.merge)
     _alone(_conclude, folder, events)
     return done
 
@@ -139,6 +139,7 @@ class _Run:
         """
         earlier = folders.read_run(self.folder)
         self.programs = earlier.get("programs", [])
+        self.resident = earlier.get("resident", {})
         if not earlier:
             self._write()
         elif earlier["task"]["data"] != fingerprint(data_of(self.data)):
@@ -161,9 +162,13 @@ class _Run:
             [lane.config for lane in part.lanes],
             self.task,
             self.data,
+            resident=self.resident.get(str(number)),
             data_devices=self.machine.data_devices,
             memory=self.machine.memory and self.machine.memory * 1e9,
         )
+        # Checkpoints are of as many lanes as fitted when they were made.
+        self.resident |= {str(number): program.resident}
+        self._write()
         begun, done = time.perf_counter(), True
         for which in program.rounds():
             done = done and self._round(part, program, which, number, watcher)
@@ -234,6 +239,7 @@ class _Run:
             "lanes": len(self.sweep.lanes()),
             "epochs": self.sweep.base.train.epochs,
             "programs": self.programs,
+            "resident": self.resident,
         }
         _alone(folders.write_run, self.folder, facts)
 

@@ -149,15 +149,18 @@ class Store:
     def __init__(self, folder: Path, lanes: Sequence[Lane]):
         """Reads the lines there are; those of lanes that ended stay as they are."""
         self.folder = folder
-        places = {_identity(lane.setting, lane.config.seeds): place
-                  for place, lane in enumerate(lanes)}  # fmt: skip
-        found = [line for path in self._paths() for line in read(path)]
-        self.ended = {
-            places[_identity(line["setting"], line["seed"])]: line
-            for line in found
-            if line["status"] in FINAL
+        self._places = {
+            _identity(lane.setting, lane.config.seeds): place
+            for place, lane in enumerate(lanes)
         }
-        self._own = dict(self.ended) if jax.process_index() == 0 else {}
+        self.ended: dict[int, dict] = {}
+        self._own: dict[int, dict] = {}
+        for path in self._paths():
+            found = self._read(path)
+            ended = {p: line for p, line in found.items() if line["status"] in FINAL}
+            self.ended |= ended
+            if _owner(path) == jax.process_index():
+                self._own |= ended
 
     def keep(self, lines: Mapping[int, dict]) -> None:
         """Stores the lines of some lanes, by place, beside those of the others."""
@@ -167,27 +170,37 @@ class Store:
         path = self.folder / (name if jax.process_count() > 1 else "results.jsonl")
         write(path, [self._own[place] for place in sorted(self._own)])
 
-    def merge(self, lanes: Sequence[Lane]) -> None:
+    def merge(self) -> None:
         """Makes one file of those of all processes, which are removed then."""
-        parts = sorted(self.folder.glob("results.*.jsonl"))
+        whole, *parts = self._paths()
         if not parts:
             return
-        order = {_identity(lane.setting, lane.config.seeds): place
-                 for place, lane in enumerate(lanes)}  # fmt: skip
-        lines = {
-            order[_identity(line["setting"], line["seed"])]: line
-            for path in (self.folder / "results.jsonl", *parts)
-            for line in read(path)
-        }
-        write(self.folder / "results.jsonl", [lines[place] for place in sorted(lines)])
+        lines: dict[int, dict] = {}
+        for path in (whole, *parts):
+            lines |= self._read(path)
+        write(whole, [lines[place] for place in sorted(lines)])
         for path in parts:
             path.unlink()
+
+    def _read(self, path: Path) -> dict[int, dict]:
+        """The lines of a file by the places of their lanes."""
+        return {
+            self._places[_identity(line["setting"], line["seed"])]: line
+            for line in read(path)
+        }
 
     def _paths(self):
         return [
             self.folder / "results.jsonl",
             *sorted(self.folder.glob("results.*.jsonl")),
         ]
+
+
+def _owner(path: Path) -> int:
+    """The process that writes a file; the first, where that takes no part any more."""
+    number = path.suffixes[0].removeprefix(".")
+    there = number.isdecimal() and int(number) < jax.process_count()
+    return int(number) if there else 0
 
 
 def _identity(setting: dict, seed: int) -> str:

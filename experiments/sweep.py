@@ -155,6 +155,7 @@ def compile_sweep(
     task: Task,
     data: Data,
     group: int | None = None,
+    resident: int | None = None,
     data_devices: int = 1,
     memory: float | None = None,
 ) -> Program:
@@ -167,6 +168,7 @@ def compile_sweep(
         group: lanes that a device trains side by side. By default all of its lanes,
             but 1 on CPU: batched small matrix products are slower there than the plain
             ones, and two devices that both batch can starve XLA's one thread pool.
+        resident: the most lanes that are trained at a time; by default all.
         data_devices: devices that share each batch of a lane.
         memory: bytes that a device may use; by default those that are free on it.
 
@@ -180,7 +182,8 @@ def compile_sweep(
     parts = _Parts(configs[0], task, data, mesh)
     limit = memory or free_bytes(mesh)
     most = group or (1 if mesh.devices.flat[0].platform == "cpu" else len(configs))
-    share, compiles = math.ceil(len(configs) / mesh.shape["lane"]), 0
+    most_resident = resident or len(configs)
+    share, compiles = math.ceil(most_resident / mesh.shape["lane"]), 0
     while True:
         side_by_side = min(most, share)
         share = math.ceil(share / side_by_side) * side_by_side
