@@ -139,7 +139,10 @@ def make_lanes(configs: Sequence[Config], data: Data) -> Lane:
             s: split(data, first.train.validation, (first.seed, int(s)))
             for s in np.unique(seeds)
         }
-        fit, valid = (np.stack([splits[s][part] for s in seeds]) for part in (0, 1))
+        fit, valid = (
+            np.stack([splits[s][part] for s in seeds]).astype(np.int32)
+            for part in (0, 1)
+        )
     return Lane(
         key=keys,
         dropout=dropout_of(configs),
@@ -239,7 +242,12 @@ class _Parts(NamedTuple):
 
     @property
     def splits(self) -> tuple[Batch, Batch, Batch | None]:
-        return self.data.train, self.data.test, self.data.valid
+        """In the dtypes that JAX computes in: a user's arrays may have 64 bits."""
+        splits = self.data.train, self.data.test, self.data.valid
+        return jax.tree.map(
+            lambda leaf: np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype)),
+            splits,
+        )
 
     def functions(self, splits) -> Functions:
         train, test, valid = splits
