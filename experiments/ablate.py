@@ -93,7 +93,8 @@ def ablate(
     _alone(folders.open_run, folder, sweep)
     _in_step("opened")
     store = Store(folder, lanes)
-    run = _Run(sweep, folder, machine, command, task, data, store)
+    facts = _facts(sweep, data, command, len(lanes))
+    run = _Run(sweep, folder, machine, task, data, store, facts)
     with watch(len(lanes), sweep.base.train.epochs) as watcher:
         done = all(
             run.train(part, number, watcher) for number, part in enumerate(parts)
@@ -102,11 +103,6 @@ def ablate(
     _alone(store.merge)
     _alone(_conclude, folder, events)
     return done
-
-
-def data_of(data: Data) -> tuple:
-    """Returns the arrays that a run learns from."""
-    return data.train, data.test, data.valid
 
 
 def divide(lanes: list[Lane]) -> list[Part]:
@@ -126,10 +122,10 @@ class _Run:
     sweep: Sweep
     folder: Path
     machine: Machine
-    command: str
     task: Task
     data: Data
     store: Store
+    facts: dict[str, Any]
 
     def __post_init__(self):
         """Begins, or goes on with what an earlier command began.
@@ -142,7 +138,7 @@ class _Run:
         self.resident = earlier.get("resident", {})
         if not earlier:
             self._write()
-        elif earlier["task"]["data"] != fingerprint(data_of(self.data)):
+        elif earlier["task"]["data"] != self.facts["task"]["data"]:
             raise ConfigError(
                 f"{self.folder}: was begun with other data; name another by --out."
             )
@@ -224,24 +220,26 @@ class _Run:
 
     def _write(self) -> None:
         """Writes run.json."""
-        units = self.data.units
-        facts = {
-            "command": self.command,
-            "task": {
-                "name": self.sweep.base.task.name,
-                "loss": next(iter(units)),
-                "units": units,
-                "source": self.data.source,
-                "data": fingerprint(data_of(self.data)),
-            },
-            "axes": self.sweep.axes,
-            "seeds": self.sweep.seeds,
-            "lanes": len(self.sweep.lanes()),
-            "epochs": self.sweep.base.train.epochs,
-            "programs": self.programs,
-            "resident": self.resident,
-        }
-        _alone(folders.write_run, self.folder, facts)
+        here = {"programs": self.programs, "resident": self.resident}
+        _alone(folders.write_run, self.folder, self.facts | here)
+
+
+def _facts(sweep: Sweep, data: Data, command: str, lanes: int) -> dict[str, Any]:
+    """What run.json says of a run before it begins."""
+    return {
+        "command": command,
+        "task": {
+            "name": sweep.base.task.name,
+            "loss": next(iter(data.units)),
+            "units": data.units,
+            "source": data.source,
+            "data": fingerprint(data.splits),
+        },
+        "axes": sweep.axes,
+        "seeds": sweep.seeds,
+        "lanes": lanes,
+        "epochs": sweep.base.train.epochs,
+    }
 
 
 def _conclude(folder: Path, events: bool) -> None:

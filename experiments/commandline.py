@@ -59,11 +59,17 @@ def defaults(path: Path) -> Any:
 
 def _description(kind: type, name: str) -> str:
     """What the docstring under a field says, in the class that declares it last."""
-    for owner in kind.__mro__:
-        if dataclasses.is_dataclass(owner):
-            schema = TypeAdapter(owner).json_schema()
-            for part in (schema, *schema.get("$defs", {}).values()):
-                text = part.get("properties", {}).get(name, {}).get("description")
-                if text and part.get("title") == owner.__name__:
-                    return " ".join(text.split())
-    return ""
+    owners = (owner for owner in kind.__mro__ if dataclasses.is_dataclass(owner))
+    return next((_described(o)[name] for o in owners if name in _described(o)), "")
+
+
+@functools.cache
+def _described(kind: type) -> dict[str, str]:
+    """The docstrings under the fields that a class itself declares."""
+    schema = TypeAdapter(kind).json_schema()
+    own = schema if "properties" in schema else schema["$defs"][kind.__name__]
+    return {
+        name: " ".join(field["description"].split())
+        for name, field in own["properties"].items()
+        if "description" in field
+    }

@@ -70,7 +70,7 @@ def local(array: jax.Array) -> dict[int, np.ndarray | np.generic]:
     return rows
 
 
-def spread(batch: T, mesh: Mesh) -> T:
+def spread(mesh: Mesh, batch: T) -> T:
     """Divides a batch among the devices of the axis "data"."""
     if mesh.shape["data"] == 1:
         return batch

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import folder as folders
-from experiments.ablate import data_of, divide
+from experiments.ablate import Part, divide
+from experiments.axes import Sweep
 from experiments.config import ConfigError
 from experiments.results import FINAL, environment, fingerprint, read, records
 from experiments.running import console, watch
@@ -28,10 +29,12 @@ def replay(line: str, data_devices: int = 1) -> bool:
     Raises:
         ConfigError: there is no such line, or its lane was not trained to the end.
     """
-    folder, place, there = _find(line)
+    folder, there = _find(line)
+    sweep = folders.read_sweep(folder)
+    part, lane = _place(sweep, there, line)
     for change in _elsewhere(there):
         console.print(f"Not as it was then: {change}.", style="yellow")
-    here = _train(folder, place, data_devices)
+    here = _train(sweep, part, lane, folder, data_devices)
     difference = first_difference(there, here)
     if difference is None:
         console.print(f"{line}: bitwise equal.", style="bold", soft_wrap=True)
@@ -56,20 +59,18 @@ def first_difference(there: dict, here: dict) -> str | None:
     return None
 
 
-def _train(folder: Path, place: int, data_devices: int) -> dict:
-    """Trains the lane at a place of the sweep; returns its record."""
-    sweep = folders.read_sweep(folder)
-    lanes = sweep.lanes()
+def _train(
+    sweep: Sweep, part: Part, lane: int, folder: Path, data_devices: int
+) -> dict:
+    """Trains one lane of a program; returns its record."""
     task, train = find(sweep.base.task.name), sweep.base.train
     data = task.load(sweep.base.task)
-    if folders.read_run(folder)["task"]["data"] != fingerprint(data_of(data)):
+    if folders.read_run(folder)["task"]["data"] != fingerprint(data.splits):
         console.print("Not as it was then: the data.", style="yellow")
-    part = next(p for p in divide(lanes) if place < p.first + len(p.lanes))
     configs = [lane.config for lane in part.lanes]
     with watch(1, train.epochs) as watcher:
         watcher.announce("1 lane", "compiling ...")
         program = compile_sweep(configs, task, data, data_devices=data_devices)
-        lane = place - part.first
         which = program.rounds()[lane // program.resident]
         placed = program.place(which)
         state = program.start(placed, program.data)
@@ -85,8 +86,8 @@ def _train(folder: Path, place: int, data_devices: int) -> dict:
     return records(resident, program.names, state, total)[lane - which.start]
 
 
-def _find(line: str) -> tuple[Path, int, dict[str, Any]]:
-    """Returns the folder of a line, the place of its lane in the sweep, its record."""
+def _find(line: str) -> tuple[Path, dict[str, Any]]:
+    """Returns the folder of a line, and its record."""
     match = re.fullmatch(r"(.+):([0-9]+)", line)
     if not match or not Path(match[1]).is_file():
         raise ConfigError(
@@ -102,12 +103,17 @@ def _find(line: str) -> tuple[Path, int, dict[str, Any]]:
             f"{line}: must be a lane that was trained to the end, got one that is "
             f"{record['status']}."
         )
-    lanes = folders.read_sweep(path.parent).lanes()
+    return path.parent, record
+
+
+def _place(sweep: Sweep, record: dict[str, Any], line: str) -> tuple[Part, int]:
+    """Returns the program of a record's lane, and its place there."""
     wanted = record["setting"], record["seed"]
-    for place, lane in enumerate(lanes):
-        if (lane.setting, lane.config.seeds) == wanted:
-            return path.parent, place, record
-    raise ConfigError(f"{line}: is of no lane of {path.parent / folders.CONFIG}.")
+    for part in divide(sweep.lanes()):
+        for place, lane in enumerate(part.lanes):
+            if (lane.setting, lane.config.seeds) == wanted:
+                return part, place
+    raise ConfigError(f"{line}: is of no lane of {sweep.source}.")
 
 
 def _elsewhere(there: dict) -> list[str]:

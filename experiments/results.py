@@ -1,6 +1,7 @@
 """Results: the line that is written of each lane, and what it was computed with."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ class StorageError(Exception):
     """What is stored cannot be written or read; its text is the one line to show."""
 
 
+@functools.cache
 def environment() -> dict[str, dict]:
     """What the numbers may depend on besides the config: versions and platform."""
     return {
@@ -132,12 +134,13 @@ def read(path: Path) -> list[dict]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError:
-        number = next(n for n, line in enumerate(lines, 1) if not _is_json(line))
-        raise StorageError(f"{path}:{number}: not a line of JSON.") from None
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise StorageError(f"{path}:{number}: not a line of JSON.") from None
+    return lines
 
 
 class Store:
@@ -211,14 +214,6 @@ def _status(whole: bool, diverged: list[int]) -> str:
     if not whole:
         return "interrupted"
     return "diverged" if diverged else "finished"
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return True
 
 
 def _plain(values) -> list[float | None]:

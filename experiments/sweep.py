@@ -9,6 +9,7 @@ at a time, by the same program.
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -223,8 +224,7 @@ def check(configs: Sequence[Config], task: Task, data: Data) -> None:
         ConfigError: as `compile_sweep`; the cell lacks a site, say.
     """
     lane = jax.tree.map(lambda leaf: leaf[0], make_lanes(configs, data))
-    splits = {name: getattr(data, name) for name in ("train", "test", "valid")}
-    data = data._replace(**jax.tree.map(jnp.asarray, splits))
+    data = data.with_splits(jax.tree.map(jnp.asarray, data.splits))
     try:
         jax.eval_shape(make_train(configs[0], task, data).probe, lane)
     except (TypeError, ValueError) as error:
@@ -243,16 +243,14 @@ class _Parts(NamedTuple):
     @property
     def splits(self) -> tuple[Batch, Batch, Batch | None]:
         """In the dtypes that JAX computes in: a user's arrays may have 64 bits."""
-        splits = self.data.train, self.data.test, self.data.valid
         return jax.tree.map(
             lambda leaf: np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype)),
-            splits,
+            self.data.splits,
         )
 
     def functions(self, splits) -> Functions:
-        train, test, valid = splits
-        data = self.data._replace(train=train, test=test, valid=valid)
-        return make_train(self.config, self.task, data, self._spread)
+        data = self.data.with_splits(splits)
+        return make_train(self.config, self.task, data, partial(spread, self.mesh))
 
     def compile(self, lanes: Lane, share: int, group: int) -> tuple[Any, Any]:
         """Compiles `start` and `advance` for so many lanes a device."""
@@ -266,13 +264,7 @@ class _Parts(NamedTuple):
             return self._advance(state, lanes, bounds[0], evaluation, splits, group)
 
         start = jax.jit(self._on_devices(self._start, LANE, EVERYWHERE))
-        state = jax.eval_shape(start, lanes, splits)
-        state = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(
-                s.shape, s.dtype, sharding=NamedSharding(self.mesh, LANE)
-            ),
-            state,
-        )
+        state = self._like(jax.eval_shape(start, lanes, splits), LANE)
         specs = LANE, LANE, LANE, EVERYWHERE, EVERYWHERE
         program = jax.jit(self._on_devices(advance, *specs), donate_argnums=0)
         lowered = program.lower(state, lanes, bounds, number, splits)
@@ -319,9 +311,6 @@ class _Parts(NamedTuple):
             axis_names={"lane"},
             check_vma=False,
         )
-
-    def _spread(self, batch):
-        return spread(batch, self.mesh)
 
     def _like(self, values, spec):
         sharding = NamedSharding(self.mesh, spec)

@@ -61,6 +61,16 @@ class Data(NamedTuple):
     units: dict[str, str]
     source: str = ""
 
+    @property
+    def splits(self) -> tuple[Batch, Batch, Batch | None]:
+        """The sequences: those for training, test and validation."""
+        return self.train, self.test, self.valid
+
+    def with_splits(self, splits: tuple[Batch, Batch, Batch | None]) -> "Data":
+        """Returns the same task with other sequences, or other arrays of them."""
+        train, test, valid = splits
+        return self._replace(train=train, test=test, valid=valid)
+
 
 class Score(NamedTuple):
     """How each sequence of a batch went.

@@ -154,7 +154,10 @@ def make_train(
         one = take(data.train, jnp.arange(1))
         params = {
             "network": network.init(key, task.inputs(one), one.lengths),
-            "rates": {s: jax.scipy.special.logit(_rate(lane, s)) for s in sites},
+            "rates": {
+                site: jax.scipy.special.logit(getattr(lane.dropout, site).rate)
+                for site in sites
+            },
         }
         start = training.optimiser(lane).init(params)
         state = State(params, start, jnp.int32(0), jnp.int32(NEVER))
@@ -305,10 +308,6 @@ def _kernels(network, site) -> list[Float[Array, "K N"]]:
     if reader:
         return [layer[reader] for layer in layers]
     return [jnp.zeros((len(layer["recurrent_kernel"]), 1)) for layer in layers]
-
-
-def _rate(lane: Lane, site: str):
-    return getattr(lane.dropout, site).rate
 
 
 def _batches(key, index, size) -> Int[Array, "batches size"]:

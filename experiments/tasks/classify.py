@@ -22,10 +22,7 @@ def load(options: Options) -> Data:
     """
     splits = files.read(options, "classify")
     return Data(
-        train=splits.train,
-        test=splits.test,
-        valid=splits.valid,
-        outputs=splits.outputs,
+        *splits,
         readout="last",
         strata=np.asarray(splits.train.targets),
         units={"nll": "nats a sequence", "accuracy": ""},

@@ -22,12 +22,8 @@ def load(options: Options) -> Data:
     Raises:
         ConfigError: the file cannot be learned from.
     """
-    splits = files.read(options, "label")
     return Data(
-        train=splits.train,
-        test=splits.test,
-        valid=splits.valid,
-        outputs=splits.outputs,
+        *files.read(options, "label"),
         readout="each",
         strata=None,
         units={"nll": "nats a step", "accuracy": ""},

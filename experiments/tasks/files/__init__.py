@@ -25,7 +25,7 @@ READERS = {".npz": npz.read, ".csv": table.read}
 
 
 class Splits(NamedTuple):
-    """The splits of a file; `valid` is None where it gives no such sequences.
+    """The first four fields of `Data`; `valid` is None where the file has none.
 
     Targets are classes 0 to C - 1 in the sorted order of their names, [N] or [N, T], or
     numbers [N, K] in the units of the file. `outputs` is C or K.
