@@ -16,9 +16,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import results
+from experiments import axes, results
 from experiments.__main__ import main
-from experiments.results import StorageError
+from experiments.results import StorageError, Store
 
 SMALL = [
     "--seeds",
@@ -126,6 +126,7 @@ def test_the_same_command_finds_it_finished(finished, ablate):
     done = ablate(*SMALL, "--out", str(out))
     assert done.returncode == 0
     assert "Chosen on validation data" in done.stdout
+    assert "epoch" not in done.stdout
     assert (out / "results.jsonl").read_bytes() == before
 
 
@@ -331,6 +332,24 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         results.write(path, [{"n": 1}, {"n": 2}])
     assert results.read(path) == [{"n": 1}]
     assert [p.name for p in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+@pytest.mark.parametrize("file", ["results.jsonl", "results.1.jsonl"])
+def test_lines_of_an_earlier_command_stay_beside_new_ones(tmp_path, file):
+    """Also those of a process that takes no part any more."""
+    lanes = axes.sweep({"seeds": 3}, "test").lanes()
+
+    def line(seed, status):
+        return {"setting": {}, "seed": seed, "status": status}
+
+    old = [line(0, "finished"), line(1, "diverged"), line(2, "interrupted")]
+    results.write(tmp_path / file, old)
+    store = Store(tmp_path, lanes)
+    assert store.ended.keys() == {0, 1}
+    store.keep({2: line(2, "finished")})
+    expected = [*old[:2], line(2, "finished")]
+    assert results.read(tmp_path / "results.jsonl") == expected
+    assert store.ended.keys() == {0, 1, 2}
 
 
 def test_a_checkpoint_that_does_not_fit_is_not_begun(
