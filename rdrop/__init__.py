@@ -1,6 +1,6 @@
 """rdrop: dropout in recurrent networks as a value one can name, inspect and vmap."""
 
-from rdrop import presets, schedules
+from rdrop import calibration, montecarlo, presets, schedules
 from rdrop.cells import (
     Cell,
     GRUCell,
@@ -9,11 +9,14 @@ from rdrop.cells import (
     MinGRUCell,
     SimpleCell,
 )
+from rdrop.consistency import fraternal, r_drop
 from rdrop.dropout import Dropout, Masks, draw
 from rdrop.functional import (
+    activation_regulariser,
     concrete_regulariser,
     embedding_dropout,
     locked_dropout,
+    temporal_activation_regulariser,
 )
 from rdrop.keys import StreamKeys, stream_keys
 from rdrop.layers import RNN, Bidirectional, Stack
@@ -47,12 +50,18 @@ __all__ = [
     "Stack",
     "StreamKeys",
     "Zoneout",
+    "activation_regulariser",
+    "calibration",
     "concrete_regulariser",
     "draw",
     "embedding_dropout",
+    "fraternal",
     "locked_dropout",
+    "montecarlo",
     "presets",
+    "r_drop",
     "schedules",
     "stream_keys",
+    "temporal_activation_regulariser",
 ]
 __version__ = "0.1.0.dev0"

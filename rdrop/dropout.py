@@ -35,7 +35,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from rdrop.keys import StreamKeys, check_keys
+from rdrop.keys import STREAMS, StreamKeys, check_keys
 from rdrop.lifetime import draw_step, draw_steps
 from rdrop.noise import (
     Bernoulli,
@@ -48,17 +48,6 @@ from rdrop.noise import (
     check,
 )
 
-STREAMS = {
-    "inputs": "inputs",
-    "outputs": "inputs",
-    "input_weights": "inputs",
-    "recurrent": "recurrent",
-    "update": "recurrent",
-    "gates": "recurrent",
-    "cell_state": "recurrent",
-    "hidden_state": "recurrent",
-    "recurrent_weights": "recurrent",
-}
 MULTIPLIERS = (Bernoulli, Gaussian, Concrete)
 KINDS: dict[str, tuple[type, ...]] = {
     "inputs": MULTIPLIERS,

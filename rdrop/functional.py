@@ -70,6 +70,36 @@ def locked_dropout(
     return xs * flat.reshape(shape).astype(xs.dtype)
 
 
+def activation_regulariser(
+    ys: Float[Array, "B T H"], lengths: Any = None
+) -> Float[Array, ""]:
+    """Returns the mean square of outputs: AR of AWD-LSTM, to be added to the loss [2].
+
+    The authors take the last layer's outputs, after their dropout, times 2.
+
+    Args:
+        ys: outputs of a layer.
+        lengths: int[B], valid steps of each sequence; by default all T.
+    """
+    return _mean_square(ys, lengths)
+
+
+def temporal_activation_regulariser(
+    ys: Float[Array, "B T H"], lengths: Any = None
+) -> Float[Array, ""]:
+    """Returns the mean square of y_t - y_{t-1}: TAR of AWD-LSTM [2].
+
+    The authors take the last layer's outputs, before their dropout, times 1. Without
+    two valid steps anywhere it is 0.
+
+    Args:
+        ys: outputs of a layer.
+        lengths: int[B], valid steps of each sequence; by default all T.
+    """
+    lengths = None if lengths is None else jnp.maximum(jnp.asarray(lengths) - 1, 0)
+    return _mean_square(ys[:, 1:] - ys[:, :-1], lengths)
+
+
 def concrete_regulariser(
     rate: Any, kernel: Float[Array, "K N"], *, weight: Any, dropout: Any
 ) -> Float[Array, ""]:
@@ -116,3 +146,15 @@ def concrete_regulariser(
 
 def _mask(key, rate, shape):
     return Bernoulli(rate).draw(key, shape)
+
+
+def _mean_square(values, lengths):
+    """The mean over units and valid steps, in float32 or wider."""
+    squares = jnp.square(values.astype(np.promote_types(values.dtype, np.float32)))
+    _, time, units = values.shape
+    if lengths is None:
+        return squares.sum() / max(1, squares.size)
+    lengths = jnp.asarray(lengths)
+    valid = jnp.arange(time, dtype=lengths.dtype)[None] < lengths[:, None]
+    count = (jnp.maximum(1, lengths.sum()) * units).astype(squares.dtype)
+    return jnp.where(valid[..., None], squares, 0).sum() / count

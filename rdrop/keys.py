@@ -6,10 +6,13 @@ the horizontal ones. The key of one site is a pure function of five coordinates,
 
     (stream key, layer, direction, site name, absolute time step),
 
-so switching a site on, adding a layer or padding a batch changes no other mask.
+so switching a site on, adding a layer or padding a batch changes no other mask. A site
+may have a key of its own in place of its stream's: two passes that are given the same
+one there share the masks of that site alone.
 """
 
 import zlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,19 @@ from flax import struct
 from jaxtyping import Array, Int, Key
 
 from rdrop.threefry import fold_in
+
+# The stream of each site of a `Dropout`.
+STREAMS = {
+    "inputs": "inputs",
+    "outputs": "inputs",
+    "input_weights": "inputs",
+    "recurrent": "recurrent",
+    "update": "recurrent",
+    "gates": "recurrent",
+    "cell_state": "recurrent",
+    "hidden_state": "recurrent",
+    "recurrent_weights": "recurrent",
+}
 
 
 class StreamKeys(struct.PyTreeNode):
@@ -31,6 +47,9 @@ class StreamKeys(struct.PyTreeNode):
             `keys.replace(step=T)` with the carry continues a sequence exactly.
         layer: index of the layer in a stack (static).
         direction: "forward" or "backward" (static).
+        sites: typed keys of single sites, by name, in place of their stream's, as
+            `sharing` sets them. Names are not checked here, as what lies outside the
+            cells may have sites of its own: `keys.replace(sites={"words": key})`.
 
     Raises:
         ValueError: `direction` is neither of the two, or `layer` is negative.
@@ -41,6 +60,7 @@ class StreamKeys(struct.PyTreeNode):
     step: int | Int[Array, "..."] = 0
     layer: int = struct.field(pytree_node=False, default=0)
     direction: str = struct.field(pytree_node=False, default="forward")
+    sites: Mapping[str, Key[Array, "..."]] = struct.field(default_factory=dict)
 
     def __post_init__(self):
         if isinstance(self.layer, int) and self.layer < 0:
@@ -58,10 +78,37 @@ class StreamKeys(struct.PyTreeNode):
             name: name of the site, for example "update".
 
         """
-        key = getattr(self, stream)
+        key = self._start(stream, name)
         for coordinate in (self.layer, _tag(self.direction), _tag(name)):
             key = fold_in(key, coordinate)
         return key
+
+    def sharing(self, other: "StreamKeys", *names: str) -> "StreamKeys":
+        """Returns these keys with those of another pass at some sites.
+
+        The masks there are then the same in both passes, in all layers and directions;
+        at other sites they stay apart.
+
+        Args:
+            other: the keys of the other pass.
+            names: sites of a `Dropout`, for example "recurrent_weights".
+
+        Raises:
+            ValueError: a name is no site of a `Dropout`.
+
+        Example:
+            >>> first, second = (stream_keys(jax.random.key(n)) for n in (0, 1))
+            >>> second = second.sharing(first, "recurrent_weights")
+        """
+        if unknown := [name for name in names if name not in STREAMS]:
+            raise ValueError(
+                f"`names` must be among {', '.join(STREAMS)}, got {unknown[0]!r}."
+            )
+        keys = {name: other._start(STREAMS[name], name) for name in names}
+        return self.replace(sites={**self.sites, **keys})
+
+    def _start(self, stream: str, name: str) -> Key[Array, "..."]:
+        return self.sites.get(name, getattr(self, stream))
 
 
 def stream_keys(key: Key[Array, ""]) -> StreamKeys:
@@ -87,8 +134,8 @@ def check_keys(keys) -> None:
     """Raises where `keys` cannot be drawn from.
 
     Raises:
-        TypeError: no `StreamKeys`, a stream without a typed key, a step that is no
-            integer.
+        TypeError: no `StreamKeys`, a stream or a site without a typed key, a step that
+            is no integer.
         ValueError: an array of keys, or of steps; vmap over it instead.
     """
     if not isinstance(keys, StreamKeys):
@@ -98,6 +145,13 @@ def check_keys(keys) -> None:
         )
     _check("keys.inputs", keys.inputs)
     _check("keys.recurrent", keys.recurrent)
+    if not isinstance(keys.sites, Mapping):
+        raise TypeError(
+            "`keys.sites` must map names of sites to keys, got "
+            f"{type(keys.sites).__name__}."
+        )
+    for name, key in keys.sites.items():
+        _check(f"keys.sites[{name!r}]", key)
     if not jnp.issubdtype(jnp.result_type(keys.step), jnp.integer):
         raise TypeError(f"`keys.step` must be an integer, got {keys.step}.")
     if jnp.shape(keys.step):

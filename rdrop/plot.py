@@ -1,4 +1,4 @@
-"""Plot: the unrolled network, with what is dropped at each arrow and step.
+"""Plot: what is dropped at each arrow and step of the unrolled network; calibration.
 
 Needs matplotlib, which rdrop itself does not: `pip install 'rdrop[plot]'`.
 """
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
+from rdrop.calibration import Coverage, Reliability
 from rdrop.dropout import STREAMS, Masks
 from rdrop.noise import Mix
 
@@ -31,6 +32,7 @@ PLACES = {
 # A mask on the state that is handed on lies on the arrow after its cell.
 HANDED_ON = ("hidden_state",)
 ROWS = 4
+LARGEST = 160  # area of the dot of the fullest bin, in square points
 
 
 def masks(
@@ -80,6 +82,74 @@ def masks(
     axes.set_axis_off()
     axes.set_title(title, fontsize=10, weight="bold")
     return axes
+
+
+def reliability(
+    measured: Reliability,
+    label: str = "",
+    colour: str = "black",
+    title: str = "",
+    axes: Axes | None = None,
+) -> Axes:
+    """Draws a reliability diagram: accuracy against confidence, bin by bin.
+
+    A dot is a bin, its area in proportion to the predictions in it; empty bins have
+    none. Calibrated predictions lie on the dashed diagonal, overconfident ones below.
+
+    Args:
+        measured: as `rdrop.calibration.reliability` returns it.
+        label: of the dots, for a legend.
+        colour: of the dots.
+        title: of the picture.
+        axes: where to draw, with what is there already; by default a new figure.
+
+    Returns:
+        The axes.
+    """
+    axes = axes or _square_axes()
+    counts, confidence, accuracy = (
+        np.asarray(values)[np.asarray(measured.counts) > 0] for values in measured
+    )
+    areas = LARGEST * counts / counts.max(initial=1)
+    axes.plot((0, 1), (0, 1), color=GREY, ls="--", lw=1, zorder=1)
+    axes.plot(confidence, accuracy, color=colour, lw=1, zorder=2)
+    axes.scatter(
+        confidence, accuracy, areas, color=colour, alpha=0.6, label=label, zorder=3
+    )
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.03, 1.03))
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_title(title, fontsize=10, weight="bold")
+    return axes
+
+
+def coverage(
+    measured: Coverage,
+    label: str = "",
+    colour: str = "black",
+    title: str = "",
+    axes: Axes | None = None,
+) -> Axes:
+    """Draws the accuracy of the most certain predictions against their share.
+
+    Args:
+        measured: as `rdrop.calibration.coverage` returns it.
+        label: of the curve, for a legend.
+        colour: of the curve.
+        title: of the picture.
+        axes: where to draw, with what is there already; by default a new figure.
+
+    Returns:
+        The axes.
+    """
+    axes = axes or _square_axes()
+    axes.plot(*map(np.asarray, measured), color=colour, lw=1.5, label=label)
+    axes.set(xlabel="share kept, most certain first", ylabel="accuracy", xlim=(0, 1.02))
+    axes.set_title(title, fontsize=10, weight="bold")
+    return axes
+
+
+def _square_axes() -> Axes:
+    return Figure(figsize=(4, 4), layout="constrained").subplots()
 
 
 def _strip(site, mask, step, example) -> Float[np.ndarray, "rows units"]:

@@ -72,6 +72,35 @@ def concrete_cost(rates, kernel, weight, dropout):
     return cost
 
 
+def fraternal(first, second, weights):
+    """The penalty of Zolna et al. 2018 on the outputs [N, C] of two passes.
+
+    That of Ma et al. 2017, where the second is without noise.
+    """
+    total = 0.0
+    for z, other, weight in zip(first, second, weights, strict=True):
+        total += weight * np.mean((z - other) ** 2)
+    return total / sum(weights)
+
+
+def r_drop(first, second, weights):
+    """The penalty of Liang et al. 2021 on the logits [N, C] of two passes."""
+    total = 0.0
+    for z, other, weight in zip(first, second, weights, strict=True):
+        p, q = softmax(z), softmax(other)
+        total += weight * (divergence(p, q) + divergence(q, p)) / 2
+    return total / sum(weights)
+
+
+def divergence(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def softmax(z):
+    exponentials = [math.exp(a - max(z)) for a in z]
+    return [e / sum(exponentials) for e in exponentials]
+
+
 def factors(masks, t, example):
     """m(site, gate, unit) at step t: what multiplies, or 1; how much is kept, or 0."""
 
@@ -243,3 +272,33 @@ def unroll(step, x, state, weights, masks, example, length, reverse=False):
         state, output = step(x[t], state, w, m)
         y[t] = [m("outputs", 0, j) * output[j] for j in range(units)]
     return y, tuple(np.array(s) for s in state)
+
+
+def activation_penalties(ys, lengths):
+    """AR and TAR: means over units and valid steps of y_t^2 and (y_t - y_{t-1})^2."""
+    squares, changes = [], []
+    for y, length in zip(ys, lengths, strict=True):
+        for t in range(length):
+            squares += [v * v for v in y[t]]
+            if t > 0:
+                changes += [(a - b) ** 2 for a, b in zip(y[t], y[t - 1], strict=True)]
+    return tuple(sum(values) / max(1, len(values)) for values in (squares, changes))
+
+
+def nt_asgd(w, gradient, rate, epochs, steps, loss, interval):
+    """Algorithm 1 of Merity et al. 2018; the mean is over the steps once triggered.
+
+    Returns the last parameters, what is evaluated, and the epoch it was triggered at.
+    """
+    w, logs, triggered, visited = np.array(w), [], None, []
+    for epoch in range(epochs):
+        for _ in range(steps):
+            w = w - rate * gradient(w)
+            if triggered is not None:
+                visited.append(w)
+        evaluated = np.mean(visited, axis=0) if visited else w
+        value = loss(evaluated)
+        if triggered is None and epoch > interval and value > min(logs[:-interval]):
+            triggered = epoch
+        logs.append(value)
+    return w, evaluated, triggered
