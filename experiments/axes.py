@@ -2,8 +2,8 @@
 
 Every combination of values is a setting, and every setting at every seed a lane. Axes
 of structure (a method, a cell, units) come first: each of their combinations is a
-program. Those of leaves (rates, drift, learning rate, weight decay, seeds) are data of
-one program, so the lanes of a program lie side by side.
+program. Those of leaves (rates, drift, learning rate, weights, seeds) are data of one
+program, so the lanes of a program lie side by side.
 """
 
 import dataclasses
@@ -21,7 +21,8 @@ import tomli_w
 from experiments.config import Config, ConfigError, validate
 
 LEAVES = re.compile(
-    r"dropout\.(\w+\.)?(rate|drift|temperature)|train\.(learning_rate|weight_decay)"
+    r"dropout\.(\w+\.)?(rate|drift|temperature)|second_pass\.weight"
+    r"|train\.(learning_rate|weight_decay)"
 )
 # Of these a sweep has one: its lanes share data, and epochs to compare them at.
 SHARED = re.compile(
@@ -42,7 +43,7 @@ class Lane(NamedTuple):
 
     structure: dict[str, Any]
     leaves: dict[str, Any]
-    config: Config
+    config: Any
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -54,13 +55,13 @@ class Sweep(NamedTuple):
     """A config with axes.
 
     Attributes:
-        base: the config with the first value of every axis.
+        base: the config with the first value of every axis, of whatever kind it is.
         axes: values by path, those of structure first, each in the order of the fields.
         seeds: of every setting.
         source: the file it was read from, or what else errors are to name.
     """
 
-    base: Config
+    base: Any
     axes: dict[str, tuple[Any, ...]]
     seeds: tuple[int, ...]
     source: str
@@ -98,22 +99,27 @@ def load(path: Path) -> dict:
         raise ConfigError(f"{path}: not a TOML file: {error}.") from None
 
 
-def sweep(raw: dict, source: str) -> Sweep:
+def sweep(raw: dict, source: str, kind: type = Config) -> Sweep:
     """Builds a sweep from plain data, in which a list is an axis.
 
     `seeds` is a number of seeds, or a list of them.
+
+    Args:
+        raw: tables of fields.
+        source: the file it was read from, or what else errors are to name.
+        kind: the dataclass of a lane's config.
 
     Raises:
         ConfigError: a field is unknown, a value of a wrong type or impossible, or a
             field cannot be an axis; its text starts with `source`.
     """
     flat = flatten(raw)
-    seeds = _seeds(flat.pop("seeds", SEEDS), source)
+    seeds = _seeds(flat.pop("seeds", default_seeds(kind)), source)
     several = {p: tuple(v) for p, v in flat.items() if isinstance(v, list | tuple)}
     for path, values in several.items():
         _check_axis(path, values, source)
     first = flat | {path: values[0] for path, values in several.items()}
-    base = validate(nest(first), source)
+    base = validate(nest(first), source, kind)
     order = sorted(several, key=_order(base))
     axes = {p: several[p] for p in order if len(several[p]) > 1}
     found = Sweep(base, axes, seeds, source)
@@ -124,6 +130,11 @@ def sweep(raw: dict, source: str) -> Sweep:
         for value in values:
             _config(found, {path: value}, seeds[0])
     return found
+
+
+def default_seeds(kind: type) -> int:
+    """Returns how many seeds a config of a kind has that does not say."""
+    return SEEDS if kind is Config else 1
 
 
 def flatten(raw: dict, prefix: str = "") -> dict[str, Any]:
@@ -156,7 +167,7 @@ def fields(sweep: Sweep) -> dict[str, Any]:
     """
     flat = flatten(dataclasses.asdict(sweep.base))
     flat["seeds"] = sweep.seeds
-    untouched = flatten(dataclasses.asdict(Config()))
+    untouched = flatten(dataclasses.asdict(type(sweep.base)()))
     flat |= sweep.axes
     sites = {path.rsplit(".", 1)[0] for path in flat if path.count(".") == 2}
     silent = {
@@ -189,9 +200,9 @@ def differences(there: Sweep, here: Sweep) -> list[str]:
     ]
 
 
-def _config(sweep: Sweep, setting: dict[str, Any], seed: int) -> Config:
+def _config(sweep: Sweep, setting: dict[str, Any], seed: int) -> Any:
     flat = flatten(dataclasses.asdict(sweep.base)) | setting | {"seeds": seed}
-    return validate(nest(flat), sweep.source)
+    return validate(nest(flat), sweep.source, type(sweep.base))
 
 
 def _seeds(value, source) -> tuple[int, ...]:
@@ -222,7 +233,7 @@ def _check_axis(path: str, values: tuple, source: str) -> None:
         )
 
 
-def _order(base: Config):
+def _order(base: Any):
     """Structure before leaves, each in the order of the fields."""
     paths = list(flatten(dataclasses.asdict(base)))
 

@@ -5,9 +5,10 @@ which a field may have several values. Unknown keys, wrong types and impossible 
 are refused here, before anything is compiled.
 """
 
+import functools
 import json
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +26,7 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 StateKind = Literal["zoneout", "bernoulli", "gaussian", "concrete"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class ConfigError(Exception):
@@ -35,6 +37,13 @@ def _known_method(name: str) -> str:
     if name not in ("none", *METHODS):
         raise ValueError(f"no such method; there are none, {', '.join(METHODS)}")
     return name
+
+
+def _known_sites(names: str) -> str:
+    sites = [f.name for f in fields(Dropout) if f.name not in ("method", "rate")]
+    if unknown := [name for name in names.split() if name not in sites]:
+        raise ValueError(f"no such site {unknown[0]}; there are {', '.join(sites)}")
+    return names
 
 
 def _whole_evaluations(train: "Train") -> "Train":
@@ -155,6 +164,21 @@ class Dropout:
 
 @with_config(STRICT)
 @dataclass(frozen=True)
+class SecondPass:
+    """A second pass over each batch, and the price of its difference to the first."""
+
+    penalty: Literal["none", "fraternal", "r_drop", "expectation_linear"] = "none"
+    """How outputs are compared. fraternal and r_drop draw new masks and learn from the
+    mean label loss of both passes; expectation_linear has no noise in the second, and
+    learns from the labels in the first. With none, there is no second pass."""
+    weight: NotNegative = 0.15
+    """Of the penalty; at 0 the outputs are not compared."""
+    shares: Annotated[str, AfterValidator(_known_sites)] = ""
+    """Sites, with spaces between them, whose masks are those of the first pass."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
 class Train:
     """How each lane is trained."""
 
@@ -167,7 +191,7 @@ class Train:
     no validation split; a second model trains on all of them for the test figures."""
     learning_rate: Positive = 3e-3
     """Learning rate of Adam."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    weight_decay: NotNegative = 0.0
     """Decoupled weight decay (AdamW), as a share of the learning rate."""
     evaluate_every: Count = 4
     """Epochs between evaluations, a divisor of `epochs`."""
@@ -188,16 +212,14 @@ class Config:
     task: Task = field(default_factory=Task)
     model: Model = field(default_factory=Model)
     dropout: Dropout = field(default_factory=Dropout)
+    second_pass: SecondPass = field(default_factory=SecondPass)
     train: Annotated[Train, AfterValidator(_whole_evaluations)] = field(
         default_factory=Train
     )
 
 
-_CONFIG = TypeAdapter(Config)
-
-
-def validate(raw: dict, source: str) -> Config:
-    """Builds a config from plain data.
+def validate(raw: dict, source: str, kind: type = Config) -> Any:
+    """Builds a config of a kind from plain data.
 
     Raises:
         ConfigError: a field is unknown, of a wrong type or impossible; its text starts
@@ -206,9 +228,14 @@ def validate(raw: dict, source: str) -> Config:
     try:
         # JSON has TOML's few types, and there pydantic's strict mode takes an integer
         # for a number but never text.
-        return _CONFIG.validate_json(json.dumps(raw, default=str))
+        return _adapter(kind).validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         raise ConfigError(f"{source}: {_one_line(error)}") from None
+
+
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter:
+    return TypeAdapter(kind)
 
 
 def _one_line(error: ValidationError) -> str:
@@ -219,5 +246,6 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "unexpected_keyword_argument":
         return f"{where}: unknown field{more}."
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if where == "train" else f", got {first['input']!r}"
+    of_fields = first["type"] == "value_error" and isinstance(first["input"], dict)
+    got = "" if of_fields else f", got {first['input']!r}"
     return f"{where}: {message}{got}{more}."

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
+from experiments import second_pass
 from experiments.config import Config, ConfigError
 from experiments.devices import (
     EVERYWHERE,
@@ -127,7 +128,7 @@ def make_lanes(configs: Sequence[Config], data: Data) -> Lane:
 
     Raises:
         ConfigError: too few sequences for the validation split or for one batch, or
-            options of the noise that do not go together.
+            options of the noise, or of a second pass, that do not go together.
     """
     first = configs[0]
     check_sizes(first.train, data)
@@ -144,11 +145,14 @@ def make_lanes(configs: Sequence[Config], data: Data) -> Lane:
             np.stack([splits[s][part] for s in seeds]).astype(np.int32)
             for part in (0, 1)
         )
+    dropout = dropout_of(configs)
+    second_pass.check(configs, dropout, data)
     return Lane(
         key=keys,
-        dropout=dropout_of(configs),
+        dropout=dropout,
         learning_rate=_column(c.train.learning_rate for c in configs),
         weight_decay=_column(c.train.weight_decay for c in configs),
+        penalty=_column(c.second_pass.weight for c in configs),
         fit=fit,
         valid=valid,
     )

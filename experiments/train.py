@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 import rdrop
+from experiments import second_pass
 from experiments.config import Config
 from experiments.network import Dropout, Network, cell_of, learned
 from experiments.task import Arrays, Batch, Data, Score, Task
@@ -35,6 +36,7 @@ class Lane(NamedTuple):
         key: of the seed.
         dropout: its noise.
         learning_rate, weight_decay: of AdamW.
+        penalty: weight of the difference between two passes.
         fit, valid: training sequences to fit, and to validate on; None where the task
             has a validation split.
     """
@@ -43,6 +45,7 @@ class Lane(NamedTuple):
     dropout: Dropout
     learning_rate: Float[Arrays, "..."]
     weight_decay: Float[Arrays, "..."]
+    penalty: Float[Arrays, "..."]
     fit: Int[Arrays, "..."] | None
     valid: Int[Arrays, "..."] | None
 
@@ -101,18 +104,34 @@ class Training(NamedTuple):
             lane.learning_rate, weight_decay=lane.weight_decay, mask=decayed
         )
 
-    def judge(self, params, dropout: Dropout, batch: Batch, keys=None) -> Score:
-        """Scores a batch; without keys, in expectation over the noise."""
+    def outputs(self, params, dropout: Dropout, batch: Batch, keys=None) -> Any:
+        """Reads a batch; without keys, in expectation over the noise."""
         dropout = with_rates(dropout, params["rates"])
         xs = self.task.inputs(batch)
-        network = params["network"]
-        outputs: Any = self.network.apply(network, xs, batch.lengths, dropout, keys)
-        return self.task.score(outputs, batch)
+        return self.network.apply(params["network"], xs, batch.lengths, dropout, keys)
 
-    def loss(self, params, dropout: Dropout, batch: Batch, keys) -> Losses:
-        """The mean loss of a batch, the noise on; with what learning a rate costs."""
-        loss = _means(self.judge(params, dropout, batch, keys))[0]
-        return loss + self.price(params), loss
+    def judge(self, params, dropout: Dropout, batch: Batch) -> Score:
+        """Scores a batch in expectation over the noise."""
+        return self.task.score(self.outputs(params, dropout, batch), batch)
+
+    def loss(self, params, lane: Lane, batch: Batch, key) -> Losses:
+        """The mean loss of a batch, the noise on; first with all that is added to it.
+
+        That is the price of learned rates, and the penalty of a second pass.
+        """
+        config, keys = self.config.second_pass, rdrop.stream_keys(key)
+        outputs = self.outputs(params, lane.dropout, batch, keys)
+        score = self.task.score(outputs, batch)
+        loss = _means(score)[0]
+        if config.penalty == "none":
+            return loss + self.price(params), loss
+        others = second_pass.keys(config, key, keys)
+        other = self.outputs(params, lane.dropout, batch, others)
+        if others is not None:
+            loss = (loss + _means(self.task.score(other, batch))[0]) / 2
+        weights = second_pass.weights(outputs, score, batch)
+        penalty = second_pass.PENALTIES[config.penalty](outputs, other, weights)
+        return loss + lane.penalty * penalty + self.price(params), loss
 
     def price(self, params) -> Float[Array, ""]:
         """The regularisers of the rates that are learned, in every layer."""
@@ -184,7 +203,7 @@ def make_train(
     def probe(lane):
         params = init(lane).full.params
         one = take(data.train, jnp.arange(1))
-        return training.loss(params, lane.dropout, one, rdrop.stream_keys(lane.key))
+        return training.loss(params, lane, one, lane.key)
 
     return Functions(init, advance, probe)
 
@@ -256,10 +275,7 @@ def _make_epochs(training, shard):
         noise_key = jax.random.fold_in(jax.random.fold_in(lane.key, 2), step)
         batch = shard(take(training.train, index))
         (priced, loss), gradients = jax.value_and_grad(training.loss, has_aux=True)(
-            params,
-            lane.dropout,
-            batch,
-            rdrop.stream_keys(noise_key),
+            params, lane, batch, noise_key
         )
         updates, opt_state = training.optimiser(lane).update(
             gradients, opt_state, params

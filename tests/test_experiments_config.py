@@ -7,7 +7,8 @@ from experiments.__main__ import main
 from experiments.config import ConfigError
 
 SHIPPED = (
-    "vowels_plane vowels_methods vowels_concrete classify regress label characters"
+    "vowels_plane vowels_methods vowels_concrete vowels_two_passes classify regress "
+    "label characters"
 )
 
 

@@ -1,0 +1,88 @@
+"""Second pass: each batch is read twice, and learned from so that the outputs agree.
+
+The second pass draws masks of its own, but for those of the sites that it shares; or it
+has no noise at all. `rdrop.fraternal` and `rdrop.r_drop` say which paper does what.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+import rdrop
+from experiments.config import Config, ConfigError, SecondPass
+from experiments.network import SITES, Dropout
+from experiments.task import Arrays, Batch, Data, Score
+
+PENALTIES = {
+    "fraternal": rdrop.fraternal,
+    "r_drop": rdrop.r_drop,
+    "expectation_linear": rdrop.fraternal,
+}
+
+
+def keys(config: SecondPass, key, first: rdrop.StreamKeys) -> rdrop.StreamKeys | None:
+    """Returns the keys of the second pass; None where it is without noise.
+
+    Args:
+        config: what it shares with the first.
+        key: that `first` was made of.
+        first: the keys of the first pass.
+    """
+    if config.penalty == "expectation_linear":
+        return None
+    second = rdrop.stream_keys(jax.random.fold_in(key, 1))
+    return second.sharing(first, *config.shares.split())
+
+
+def weights(
+    outputs: Float[Arrays, "B *T O"], score: Score, batch: Batch
+) -> Float[Array, "B *T"]:
+    """Returns how much each output counts: its share in the weight of its sequence."""
+    if outputs.ndim == 2:
+        return jnp.asarray(score.weight)
+    steps = jnp.arange(outputs.shape[1], dtype=batch.lengths.dtype)
+    inside = steps[None] < batch.lengths[:, None]
+    return inside * (score.weight / batch.lengths)[:, None]
+
+
+def check(configs: Sequence[Config], dropout: Dropout, data: Data) -> None:
+    """Raises where there is nothing for a second pass to compare.
+
+    Args:
+        configs: one a lane, of one structure.
+        dropout: their noise.
+        data: what is learned from.
+
+    Raises:
+        ConfigError: there is no noise, or none at a site that is shared; the outputs
+            are no logits.
+    """
+    config = configs[0].second_pass
+    if config.penalty == "none":
+        return
+    if not any(_is_noisy(c) for c in configs):
+        raise ConfigError(
+            f"second_pass.penalty: {config.penalty} compares passes that differ by "
+            "their noise, and there is none."
+        )
+    layers = dropout if isinstance(dropout, tuple) else (dropout,)
+    there = {name for layer in layers for name, _ in layer.sites()}
+    if config.penalty == "expectation_linear":
+        there = set()
+    if silent := [name for name in config.shares.split() if name not in there]:
+        raise ConfigError(
+            f"second_pass.shares: the second pass has no noise at {silent[0]}."
+        )
+    loss, unit = next(iter(data.units.items()))
+    if config.penalty == "r_drop" and not unit.startswith(("nats", "bits")):
+        raise ConfigError(
+            "second_pass.penalty: r_drop compares distributions over classes, whose "
+            f"loss is in nats or bits, and {loss} is not; fraternal takes any outputs."
+        )
+
+
+def _is_noisy(config: Config) -> bool:
+    dropout = config.dropout
+    return any((dropout.rate, *(getattr(dropout, site).rate for site in SITES)))
