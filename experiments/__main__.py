@@ -13,8 +13,11 @@ from experiments import axes, commandline
 from experiments import folder as folders
 from experiments import report as reports
 from experiments.ablate import HERE, Machine, ablate
-from experiments.config import ConfigError
+from experiments.config import Config, ConfigError
 from experiments.devices import one_device_a_core
+from experiments.language.config import Config as ModelConfig
+from experiments.language.evaluate import Options, evaluate
+from experiments.language.run import train
 from experiments.replay import replay
 from experiments.results import StorageError
 from experiments.running import console
@@ -25,7 +28,10 @@ Folders = Annotated[
     tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")
 ]
 
-_Several: Any = commandline.several()
+Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+DETERMINISTIC = Options()
+_Several: Any = commandline.several(Config)
+_SeveralModels: Any = commandline.several(ModelConfig)
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +44,8 @@ def main(arguments: list[str]) -> int:
         return tyro.extras.subcommand_cli_from_dict(
             {
                 "ablate": _ablate(arguments),
+                "train": _train(arguments),
+                "evaluate": _evaluate,
                 "replay": _replay,
                 "report": _report,
             },
@@ -55,13 +63,7 @@ def main(arguments: list[str]) -> int:
 
 def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
     """A command whose options default to the config that was named to it."""
-    named = [a for a in arguments[1:] if not a.startswith("-")][:1]
-    is_meant = list(arguments[:1]) == ["ablate"] and named
-    options = (
-        commandline.defaults(Path(named[0]))
-        if is_meant
-        else _Several(seeds=(axes.SEEDS,))
-    )
+    options = commandline.defaults(_named("ablate", arguments))
 
     def command(
         path: ConfigPath,
@@ -92,6 +94,62 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
         return 0 if ablate(sweep, folder, machine, text, tensorboard) else 130
 
     return command
+
+
+def _train(arguments: Sequence[str]) -> Callable[..., int]:
+    """A command whose options default to the config that was named to it."""
+    options = commandline.defaults(_named("train", arguments), ModelConfig)
+
+    def command(
+        path: ConfigPath,
+        /,
+        config: Annotated[_SeveralModels, tyro.conf.arg(name="")] = options,
+        out: Path | None = None,
+        tensorboard: bool = False,
+        stop_after: int | None = None,
+    ) -> int:
+        """Trains language models and reports on them.
+
+        The config is a TOML file; any of its fields can be overridden here:
+        `python -m experiments train configs/ptb_zaremba_small.toml --task.data FOLDER`.
+        Of a field with several values every one is trained, in turn. The same command
+        goes on with a run that was ended, in the midst of an epoch.
+
+        Args:
+            path: the config, one of configs/ptb_*.toml.
+            config: what is run.
+            out: the folder of the run; by default runs/NAME.
+            tensorboard: whether to write TensorBoard's event files too.
+            stop_after: windows after which a training stops, to be gone on with.
+        """
+        sweep = axes.sweep(commandline.plain(config), str(path), ModelConfig)
+        folder = out or folders.of_config(path)
+        text = shlex.join(["python", "-m", "experiments", *arguments])
+        done = train(sweep, folder, text, tensorboard, stop_after)
+        return 0 if done else 130
+
+    return command
+
+
+def _evaluate(
+    run: Run, /, options: Annotated[Options, tyro.conf.arg(name="")] = DETERMINISTIC
+) -> int:
+    """Evaluates a language model of a run, deterministically and by Monte Carlo.
+
+    `python -m experiments evaluate runs/ptb_gal_medium --passes 10 100 --powers 1 0`.
+
+    Args:
+        run: the folder of a run of `train`.
+        options: how.
+    """
+    evaluate(run, options)
+    return 0
+
+
+def _named(command: str, arguments: Sequence[str]) -> Path | None:
+    """The config that the arguments of a command name; None of another command."""
+    named = [a for a in arguments[1:] if not a.startswith("-")][:1]
+    return Path(named[0]) if list(arguments[:1]) == [command] and named else None
 
 
 def _replay(line: Line, /, data_devices: int = 1) -> int:

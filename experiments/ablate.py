@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from experiments import folder as folders
 from experiments import report
 from experiments.axes import Lane, Sweep
-from experiments.checkpoints import Checkpoints
+from experiments.checkpoints import Checkpoints, conditions
 from experiments.config import ConfigError
 from experiments.results import Store, fingerprint, records
 from experiments.running import Watch, console, watch
@@ -101,7 +101,7 @@ def ablate(
         )
     _in_step("trained")
     _alone(store.merge)
-    _alone(_conclude, folder, events)
+    _alone(conclude, folder, events)
     return done
 
 
@@ -183,8 +183,9 @@ class _Run:
         lanes = [part.lanes[n] for n in which]
         placed = program.place(which)
         folder = self.folder / folders.CHECKPOINTS / f"{number}-{which.start}"
-        with Checkpoints(folder) as saved:
-            state, done = saved.restore(program, placed)
+        devices = {"devices": program.mesh.size, "resident": program.resident}
+        with Checkpoints(folder, conditions(program.lanes.key, **devices)) as saved:
+            state, done = saved.restore(program.start(placed, program.data))
             watcher.skip(len(which), done * train.evaluate_every)
             total = train.epochs // train.evaluate_every
             while done < total and not watcher.stopped():
@@ -195,11 +196,11 @@ class _Run:
                 at = done * train.evaluate_every
                 due = at % train.checkpoint_every < train.evaluate_every
                 if due and done < total:
-                    saved.save(done, program, state)
+                    saved.save(done, state)
                 note = _progress(program.names, lines)
                 watcher.advance(_name(part), len(which), train.evaluate_every, at, note)
             if done < total:
-                saved.save(done, program, state)
+                saved.save(done, state)
         if done == total:
             saved.remove()
         return done == total
@@ -242,8 +243,8 @@ def _facts(sweep: Sweep, data: Data, command: str, lanes: int) -> dict[str, Any]
     }
 
 
-def _conclude(folder: Path, events: bool) -> None:
-    """Reports on what there is."""
+def conclude(folder: Path, events: bool) -> None:
+    """Reports on what there is of a run."""
     if not (folder / folders.RESULTS).exists():
         console.print("Stopped before the first evaluation: nothing to report.")
         return

@@ -50,11 +50,19 @@ def plain(values: Any) -> dict:
     return axes.nest({p: v[0] if len(v) == 1 else list(v) for p, v in flat.items()})
 
 
-def defaults(path: Path) -> Any:
-    """Returns the options with the values of a config file, which is checked."""
+def defaults(path: Path | None, kind: type = Config) -> Any:
+    """Returns the options of a kind of config.
+
+    Args:
+        path: a file that has their values, which are checked; None leaves them.
+        kind: the dataclass.
+    """
+    blank = several(kind)(seeds=(axes.default_seeds(kind),))
+    if path is None:
+        return blank
     raw = axes.load(path)
-    axes.sweep(raw, str(path))
-    return filled(several()(seeds=(axes.SEEDS,)), raw)
+    axes.sweep(raw, str(path), kind)
+    return filled(blank, raw)
 
 
 def _description(kind: type, name: str) -> str:

@@ -4,6 +4,7 @@ config.toml     the resolved config; the folder is a run of this one
 results.jsonl   a line a lane
 run.json        the command, the axes, and what each program took
 checkpoints/    where the lanes being trained stand; gone when they are done
+parameters/     of language models: those of each lane, by its place
 """
 
 import json
@@ -12,14 +13,15 @@ from typing import Any
 
 from experiments import axes
 from experiments.axes import Sweep
-from experiments.config import ConfigError
+from experiments.config import Config, ConfigError
 from experiments.results import write_text
 
-CONFIG, RESULTS, RUN, CHECKPOINTS = (
+CONFIG, RESULTS, RUN, CHECKPOINTS, PARAMETERS = (
     "config.toml",
     "results.jsonl",
     "run.json",
     "checkpoints",
+    "parameters",
 )
 
 
@@ -49,7 +51,7 @@ def open_run(folder: Path, sweep: Sweep) -> None:
             )
         write_text(folder / CONFIG, axes.to_toml(sweep))
         return
-    there = read_sweep(folder)
+    there = read_sweep(folder, type(sweep.base))
     if changed := axes.differences(there, sweep):
         raise ConfigError(
             f"{folder}: is a run of another config ({'; '.join(changed)}); name "
@@ -57,10 +59,10 @@ def open_run(folder: Path, sweep: Sweep) -> None:
         )
 
 
-def read_sweep(folder: Path) -> Sweep:
-    """Reads the config of a run."""
+def read_sweep(folder: Path, kind: type = Config) -> Sweep:
+    """Reads the config of a run, whose lanes are configs of a kind."""
     path = folder / CONFIG
-    return axes.sweep(axes.load(path), str(path))
+    return axes.sweep(axes.load(path), str(path), kind)
 
 
 def write_run(folder: Path, facts: dict[str, Any]) -> None:

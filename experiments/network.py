@@ -83,7 +83,7 @@ def dropout_of(configs: Sequence[Config]) -> Dropout:
             go together.
     """
     first = configs[0].dropout
-    used = [site for site in SITES if any(_rate(c, site) for c in configs)]
+    used = [s for s in SITES if any(lane.rate for lane in _at(configs, s))]
     if first.method != "none":
         if used:
             raise ConfigError(
@@ -93,7 +93,7 @@ def dropout_of(configs: Sequence[Config]) -> Dropout:
         return METHODS[first.method].preset(rates, configs[0].model.layers)
     if any(c.dropout.rate for c in configs):
         raise ConfigError("dropout.rate: is that of a method; name dropout.method.")
-    return rdrop.Dropout(**{site: _noise(configs, site) for site in used})
+    return rdrop.Dropout(**{site: noise_of(_at(configs, site), site) for site in used})
 
 
 def learned(config: Config) -> list[str]:
@@ -101,13 +101,21 @@ def learned(config: Config) -> list[str]:
     return [s for s in SITES if getattr(getattr(config.dropout, s), "learn", False)]
 
 
-def _noise(configs, site):
-    """The noise of one site, of all lanes."""
-    first = getattr(configs[0].dropout, site)
-    rate = _column(_rate(c, site) for c in configs)
+def noise_of(lanes: Sequence[Noise | WeightNoise], site: str) -> Any:
+    """Returns the noise of a site, each leaf with an axis of lanes.
+
+    Args:
+        lanes: its options in each lane.
+        site: what errors are to name.
+
+    Raises:
+        ConfigError: the options do not go together.
+    """
+    first = lanes[0]
+    rate = _values(lanes, "rate")
     if isinstance(first, WeightNoise):
         return rdrop.DropConnect(rate, by=first.by)
-    drift = _column(getattr(c.dropout, site).drift for c in configs)
+    drift = _values(lanes, "drift")
     _check(first, site, rate, drift)
     shared: dict[str, Any] = {
         "per": first.per,
@@ -119,7 +127,7 @@ def _noise(configs, site):
     if first.kind == "bernoulli":
         return rdrop.Bernoulli(rate, scale=first.scale, **shared)
     if first.kind == "concrete":
-        temperature = _column(getattr(c.dropout, site).temperature for c in configs)
+        temperature = _values(lanes, "temperature")
         return rdrop.Concrete(rate, temperature=temperature, **shared)
     kinds = {"gaussian": rdrop.Gaussian, "zoneout": rdrop.Zoneout}
     return kinds[first.kind](rate, **shared)
@@ -146,8 +154,12 @@ def _check(noise: Noise | StateNoise, site: str, rate, drift) -> None:
         raise ConfigError(f'{where}.drift: must be 1 unless per = "step".')
 
 
-def _rate(config: Config, site: str) -> float:
-    return getattr(config.dropout, site).rate
+def _at(configs: Sequence[Config], site: str) -> list[Any]:
+    return [getattr(config.dropout, site) for config in configs]
+
+
+def _values(lanes: Sequence[Any], name: str) -> np.ndarray:
+    return _column(getattr(lane, name) for lane in lanes)
 
 
 def _column(values) -> np.ndarray:

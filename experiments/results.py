@@ -62,26 +62,43 @@ def records(
     history = {name: local(state.history[name]) for name in names}
     whole = epochs == train.epochs
     prints = fingerprints([m.params for m in models], len(lanes)) if whole else {}
-    here = environment()
 
-    def record(place):
+    def line(place):
         diverged = [int(s[place]) for s in steps if s[place] != NEVER]
-        return {
-            "setting": lanes[place].setting,
-            "seed": lanes[place].config.seeds,
-            "status": _status(whole, diverged),
-            "diverged_at": min(diverged, default=None),
-            "epochs": epochs,
-            "evaluated_at": [
-                (n + 1) * train.evaluate_every for n in range(evaluations)
-            ],
-            "metrics": {
-                name: _plain(history[name][place][:evaluations]) for name in names
-            },
-            "parameters": prints.get(place),
-        } | here
+        metrics = {name: history[name][place][:evaluations] for name in names}
+        at = [(n + 1) * train.evaluate_every for n in range(evaluations)]
+        ended = prints.get(place)
+        return record(lanes[place], at, metrics, min(diverged, default=None), ended)
 
-    return {place: record(place) for place in steps[0] if place < len(lanes)}
+    return {place: line(place) for place in steps[0] if place < len(lanes)}
+
+
+def record(
+    lane: Lane,
+    evaluated_at: list[int],
+    metrics: Mapping[str, Any],
+    diverged_at: int | None,
+    parameters: str | None,
+) -> dict:
+    """Returns a plain record of a lane.
+
+    Args:
+        lane: which.
+        evaluated_at: the epoch of each evaluation.
+        metrics: arrays of figures by name.
+        diverged_at: the step at which it did.
+        parameters: their fingerprint if it has ended.
+    """
+    return {
+        "setting": lane.setting,
+        "seed": lane.config.seeds,
+        "status": _status(parameters is not None, diverged_at),
+        "diverged_at": diverged_at,
+        "epochs": evaluated_at[-1] if evaluated_at else 0,
+        "evaluated_at": evaluated_at,
+        "metrics": {name: _plain(values) for name, values in metrics.items()},
+        "parameters": parameters,
+    } | environment()
 
 
 def fingerprints(params: Any, count: int) -> dict[int, str]:
@@ -112,10 +129,16 @@ def write(path: Path, lines: Iterable[dict]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file as a whole or not at all; raises as `write`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file as a whole or not at all; raises as `write`."""
     partial = path.with_suffix(path.suffix + ".partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -210,10 +233,10 @@ def _identity(setting: dict, seed: int) -> str:
     return json.dumps([setting, seed], sort_keys=True)
 
 
-def _status(whole: bool, diverged: list[int]) -> str:
+def _status(whole: bool, diverged_at: int | None) -> str:
     if not whole:
         return "interrupted"
-    return "diverged" if diverged else "finished"
+    return "finished" if diverged_at is None else "diverged"
 
 
 def _plain(values) -> list[float | None]:

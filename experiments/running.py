@@ -49,8 +49,8 @@ class Watch:
         """Shows what is being done now."""
         self._bar.update(self._task, description=name, note=note)
 
-    def skip(self, lanes: int, epochs: int) -> None:
-        """Counts what an earlier run has done."""
+    def skip(self, lanes: int, epochs: float) -> None:
+        """Counts what needs no line: what an earlier run has done, say."""
         self._bar.update(self._task, advance=lanes * epochs)
 
     def advance(self, name: str, lanes: int, epochs: int, at: int, note: str) -> None:

@@ -1,0 +1,239 @@
+"""Evaluate: what a trained model predicts of a text, deterministically or by sampling.
+
+Monte Carlo dropout reads the text K times with the noise on, each pass with masks and
+carries of its own, and averages the distributions of every token.
+
+References:
+    [1] Gal, Ghahramani. A theoretically grounded application of dropout in recurrent
+        neural networks. NeurIPS 2016. arXiv:1512.05287; run_MC_test of their code,
+        which holds the masks of a pass over the whole test set.
+    [2] Melis et al. Pushing the bounds of dropout. 2018. arXiv:1805.09208; other means,
+        rates and temperatures.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import rich.table
+from jaxtyping import Array, Float
+from scipy.optimize import minimize_scalar
+
+import rdrop
+from experiments import folder as folders
+from experiments.config import ConfigError
+from experiments.language import parameters
+from experiments.language.config import Config
+from experiments.language.corpus import Rows, load, whole_rows
+from experiments.language.model import LanguageModel, Noise, make_model, noise_for
+from experiments.language.train import (
+    blank_carry,
+    in_windows,
+    make_evaluate,
+    token_losses,
+)
+from experiments.results import environment, read, write
+from experiments.running import console
+
+EVALUATIONS = "evaluations.jsonl"
+COLDEST, HOTTEST = 0.5, 2.0  # temperatures that are tried
+MEANS = {0.0: "geometric", 1.0: "arithmetic"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is evaluated."""
+
+    lane: int = 1
+    """Which line of results.jsonl, from 1."""
+    split: Literal["valid", "test"] = "test"
+    """Which text."""
+    passes: tuple[int, ...] = ()
+    """Numbers of Monte Carlo passes; none evaluates deterministically alone."""
+    powers: tuple[float, ...] = (1.0,)
+    """Means over the passes: 1 arithmetic, 0 geometric, others power means."""
+    chunk: int = 8
+    """Passes that are run at once; more need more memory."""
+    masks: Literal["window", "text"] = "text"
+    """How long a pass holds its masks of per = "sequence"."""
+    noise: float = 1.0
+    """Factor of every rate."""
+    temperature: float | Literal["tuned"] = 1.0
+    """That logits are divided by; tuned finds the best one for the validation text."""
+    window: int = 0
+    """Steps at a time, and a mask with masks = "window"; 0: as in training."""
+    seed: int = 0
+    """Of the masks."""
+
+
+def evaluate(folder: Path, options: Options) -> list[dict]:
+    """Evaluates a model of a run, prints figures and adds them to evaluations.jsonl.
+
+    Args:
+        folder: of the run.
+        options: how.
+
+    Returns:
+        A record of each evaluation, the deterministic one first.
+
+    Raises:
+        ConfigError: the folder holds no such model, or an option is impossible.
+        StorageError: the figures cannot be written.
+    """
+    _check(options)
+    config = _config(folder, options.lane)
+    params = parameters.load(parameters.path_of(folder, options.lane - 1))
+    corpus = load(config.task)
+    model = make_model(config, len(corpus.vocabulary))
+    window = options.window or config.train.window
+    valid, rows = (
+        whole_rows(text, config.train.evaluation_batch, window)
+        for text in (corpus.valid, getattr(corpus, options.split))
+    )
+    scaled = scale_rates(noise_for(config), options.noise)
+    wanted = [(0, 1.0)] + [(k, p) for k in options.passes for p in options.powers]
+    found, path = [], folder / EVALUATIONS
+    earlier = read(path)
+    for passes, power in wanted:
+        with console.status(f"{passes} passes" if passes else "deterministic"):
+            judge = _judge(model, params, scaled, passes, power, options, window)
+            temperature = _temperature(judge, valid, options.temperature)
+            nll = float(judge(rows, temperature))
+        found.append(_record(config, options, passes, power, temperature, nll))
+        write(path, [*earlier, *found])
+    _show(found)
+    return found
+
+
+def make_montecarlo(
+    model: LanguageModel, window: int, chunk: int, held: bool
+) -> Callable[..., Float[Array, ""]]:
+    """Returns a function of (params, noise, rows, keys, power, temperature).
+
+    It is the mean nll a token of the power mean of as many passes as there are keys.
+
+    Args:
+        model: what reads.
+        window: steps at a time.
+        chunk: passes at a time.
+        held: whether masks with per="sequence" are held over the text, not a window.
+    """
+
+    def evaluate(params, noise, rows: Rows, keys, power, temperature):
+        def read(carries, numbered):
+            number, columns = numbered
+
+            def one(key_and_carry):
+                key, carry = key_and_carry
+                step = number * window
+                at = key if held else jax.random.fold_in(key, number)
+                streams = rdrop.stream_keys(at).replace(step=step if held else 0)
+                reading = model.apply(params, columns.inputs, noise, streams, carry)
+                logits = reading.logits / temperature
+                return jax.nn.log_softmax(logits), reading.carry
+
+            prediction, carries = rdrop.montecarlo.predict(
+                one, (keys, carries), power=power, chunk=chunk, has_aux=True
+            )
+            losses = token_losses(prediction.log_probs, columns.targets)
+            return carries, (losses * columns.weights).sum()
+
+        carry = blank_carry(model, params, len(rows.inputs))
+        carries = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(keys)), carry)
+        columns = in_windows(rows, window)
+        numbers = jnp.arange(len(columns.inputs))
+        _, sums = jax.lax.scan(read, carries, (numbers, columns))
+        return sums.sum() / rows.weights.sum()
+
+    return evaluate
+
+
+def scale_rates(noise: Noise, factor: float) -> Noise:
+    """Multiplies every rate by a factor, at most to 1."""
+
+    def scale(node):
+        return node.replace(rate=jnp.minimum(1.0, node.rate * factor))
+
+    return jax.tree.map(scale, noise, is_leaf=lambda node: hasattr(node, "rate"))
+
+
+def _check(options: Options) -> None:
+    for name in ("chunk", "lane"):
+        if (value := getattr(options, name)) < 1:
+            raise ConfigError(f"{name}: must be 1 or more, got {value}.")
+    if any(passes < 1 for passes in options.passes):
+        raise ConfigError(f"passes: must be 1 or more, got {min(options.passes)}.")
+    if not 0 <= options.noise < math.inf:
+        raise ConfigError(f"noise: must be 0 or more, got {options.noise}.")
+    if options.temperature != "tuned" and not 0 < options.temperature < math.inf:
+        raise ConfigError(f"temperature: must be above 0, got {options.temperature}.")
+    if options.window < 0:
+        raise ConfigError(f"window: must be 0 or more, got {options.window}.")
+
+
+def _config(folder: Path, lane: int) -> Config:
+    """The config of a line of results."""
+    lines = read(folder / folders.RESULTS)
+    if not 1 <= lane <= len(lines):
+        raise ConfigError(f"{folder}: has lanes 1 to {len(lines)}, got {lane}.")
+    sweep = folders.read_sweep(folder, Config)
+    return sweep.lanes()[lane - 1].config
+
+
+def _judge(model, params, noise, passes, power, options, window):
+    """Returns (rows, temperature) -> mean nll, compiled once for all temperatures."""
+    if not passes:
+        function = jax.jit(make_evaluate(model, window))
+        return functools.partial(function, params, noise)
+    held = options.masks == "text"
+    function = jax.jit(make_montecarlo(model, window, options.chunk, held))
+    root = jax.random.key(options.seed)
+    keys = jax.vmap(lambda k: jax.random.fold_in(root, k))(jnp.arange(passes))
+    return lambda rows, temperature: function(
+        params, noise, rows, keys, power, temperature
+    )
+
+
+def _temperature(judge, valid: Rows, temperature) -> float:
+    """The temperature to use: the best for the validation text if it is tuned."""
+    if temperature != "tuned":
+        return temperature
+    found = minimize_scalar(
+        lambda log: float(judge(valid, math.exp(log))),
+        bounds=(math.log(COLDEST), math.log(HOTTEST)),
+        method="bounded",
+        options={"xatol": 1e-3},
+    )
+    return math.exp(found.x)
+
+
+def _record(config, options, passes, power, temperature, nll) -> dict[str, Any]:
+    quoted = math.exp(nll) if config.task.name == "words" else nll / math.log(2)
+    return (
+        asdict(options)
+        | {
+            "passes": passes,
+            "powers": power if passes else None,
+            "temperature": temperature,
+            "nll": nll,
+            "perplexity" if config.task.name == "words" else "bits": quoted,
+        }
+        | environment()
+    )
+
+
+def _show(found: Sequence[dict]) -> None:
+    """Prints a table."""
+    quoted = "perplexity" if "perplexity" in found[0] else "bits"
+    table = rich.table.Table("passes", "mean", "temperature", "nll", quoted)
+    for line in found:
+        power = line["powers"]
+        mean = "" if power is None else MEANS.get(power, f"power {power:g}")
+        figures = (f"{line[name]:.4f}" for name in ("temperature", "nll", quoted))
+        table.add_row(str(line["passes"] or "deterministic"), mean, *figures)
+    console.print(table)

@@ -1,0 +1,221 @@
+"""Model: an embedding, a stack of recurrent layers with their noise, and a softmax.
+
+Noise on the vertical arrows has a name at each floor: `words` and `inputs` below the
+first layer, `between` below the others, `outputs` above the last.
+
+References:
+    [1] Gal, Ghahramani. A theoretically grounded application of dropout in recurrent
+        neural networks. NeurIPS 2016. arXiv:1512.05287; word types, section 4.2.
+    [2] Press, Wolf. Using the output embedding to improve language models. EACL 2017.
+        arXiv:1608.05859.
+    [3] Melis, Dyer, Blunsom. On the state of the art of evaluation in neural language
+        models. ICLR 2018. arXiv:1707.05589; the projection of a tied softmax.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int, Key
+
+import rdrop
+from experiments.config import ConfigError
+from experiments.language.config import Config, Model
+from experiments.network import CELLS, noise_of
+from experiments.task import Arrays
+
+LAYER_SITES = (
+    "input_weights",
+    "recurrent",
+    "update",
+    "gates",
+    "cell_state",
+    "hidden_state",
+    "recurrent_weights",
+)
+SOFTMAX = ("embedding", "readout", "bias")
+
+
+class Noise(NamedTuple):
+    """The noise of a model; rates are leaves, None is none.
+
+    Attributes:
+        words: on rows of the embedding.
+        layers: of each layer, but for the outputs of the last.
+        outputs: on those.
+    """
+
+    words: rdrop.Bernoulli | None
+    layers: tuple[rdrop.Dropout, ...]
+    outputs: Any
+
+
+class Reading(NamedTuple):
+    """What a model makes of a window.
+
+    Attributes:
+        carry: of each layer, to be handed on.
+        logits: of the next token, float32.
+        raw: outputs of the last layer.
+        dropped: the same after their dropout.
+    """
+
+    carry: Any
+    logits: Float[Array, "B T V"]
+    raw: Float[Array, "B T H"]
+    dropped: Float[Array, "B T H"]
+
+
+class LanguageModel(nn.Module):
+    """Predicts the next token at each step.
+
+    Parameters: embedding [V, E]; those of the stack; readout [H, V], or where tied [2]
+    projection [H, E] if the sizes differ [3]; bias [V].
+
+    Attributes:
+        vocabulary: V.
+        options: sizes, the cell, and what is computed in.
+    """
+
+    vocabulary: int
+    options: Model
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Arrays, "B T"],
+        noise: Noise | None = None,
+        keys: rdrop.StreamKeys | None = None,
+        carry: Any = None,
+        lengths: Int[Array, "B"] | None = None,
+    ) -> Reading:
+        """Reads a window; without keys there is no noise."""
+        dtype = jnp.dtype(self.options.dtype)
+        table = self._parameter("embedding", self.vocabulary, self.options.embedding)
+        xs = table[tokens]
+        if noise is not None and noise.words is not None and keys is not None:
+            key = keys.site("inputs", "words")
+            xs = xs * drop_words(key, noise.words, tokens, self.vocabulary)
+        layers = noise.layers if noise else None
+        carry, raw = self._stack()(
+            xs.astype(dtype), layers, keys, initial_carry=carry, lengths=lengths
+        )
+        dropped = raw if noise is None else self._drop(raw, noise.outputs, keys)
+        return Reading(carry, self._logits(dropped, table), raw, dropped)
+
+    def _stack(self):
+        options = self.options
+        cell, dtype = CELLS[options.cell], jnp.dtype(options.dtype)
+        layers = [rdrop.RNN(cell(n, dtype=dtype)) for n in sizes(options)]
+        return rdrop.Stack(layers, name="stack")
+
+    def _drop(self, ys: Any, noise: Any, keys: Any) -> Any:
+        """Applies the noise of the last layer's outputs, which `raw` is without."""
+        if noise is None:
+            return ys
+        dropout = rdrop.Dropout(outputs=noise)
+        masks = dropout.expected()
+        if keys is not None:
+            at_top = keys.replace(layer=keys.layer + self.options.layers - 1)
+            batch, time, units = ys.shape
+            site = {"outputs": rdrop.Site(1, units)}
+            masks = rdrop.draw(dropout, at_top, site, batch, time)
+        mask: Any = masks.outputs
+        if mask is None:
+            return ys
+        if mask.ndim == 4:
+            mask = mask[:, :, 0].swapaxes(0, 1)
+        return ys * mask.astype(ys.dtype)
+
+    def _logits(self, ys, table):
+        units, size = ys.shape[-1], self.options.embedding
+        bias = self.param(
+            "bias", nn.initializers.zeros, (self.vocabulary,), jnp.float32
+        )
+        if not self.options.tied:
+            kernel = self._parameter("readout", units, self.vocabulary)
+            return _product(ys, kernel, 0) + bias[None, None]
+        if units != size:
+            projection = self._parameter("projection", units, size)
+            ys = _product(ys, projection, 0).astype(ys.dtype)
+        return _product(ys, table, 1) + bias[None, None]
+
+    def _parameter(self, name, rows, columns):
+        glorot = nn.initializers.glorot_uniform()
+        return self.param(name, glorot, (rows, columns), jnp.float32)
+
+
+def make_model(config: Config, vocabulary: int) -> LanguageModel:
+    """Returns the model of a config, which all its lanes have."""
+    return LanguageModel(vocabulary, config.model)
+
+
+def init(model: LanguageModel, key: Key[Array, ""]) -> Any:
+    """Returns the parameters at the start, as `Model.init` and its like say."""
+    options = model.options
+    params = model.init(key, jnp.zeros((1, 1), jnp.int32))
+    flat = {}
+    for number, (path, leaf) in enumerate(sorted(flatten_dict(params).items())):
+        scale, of_softmax = options.init, path[-1] in SOFTMAX and len(path) == 2
+        if of_softmax and options.init_embedding:
+            scale = options.init_embedding * (path[-1] != "bias")
+        if options.init or (of_softmax and options.init_embedding):
+            at = jax.random.fold_in(key, number)
+            leaf = scale * jax.random.uniform(at, leaf.shape, leaf.dtype, -1, 1)
+        flat[path] = leaf
+    return unflatten_dict(flat)
+
+
+def sizes(options: Model) -> list[int]:
+    """Returns the units of each layer."""
+    return [options.units] * (options.layers - 1) + [options.top_units or options.units]
+
+
+def noise_for(config: Config) -> Noise:
+    """Returns the noise of a lane.
+
+    Raises:
+        ConfigError: options of a site do not go together, or its rate is to be learned.
+    """
+
+    def at(site):
+        options = getattr(config.dropout, site)
+        if getattr(options, "learn", False):
+            raise ConfigError(
+                f"dropout.{site}.learn: must be false for a language model."
+            )
+        found = noise_of([options], site) if options.rate else None
+        return jax.tree.map(lambda leaf: leaf[0], found)
+
+    words, held = config.dropout.words, {site: at(site) for site in LAYER_SITES}
+    below = [at("inputs")] + [at("between")] * (config.model.layers - 1)
+    layers = tuple(rdrop.Dropout(inputs=noise, **held) for noise in below)
+    dropped = rdrop.Bernoulli(jnp.float32(words.rate), batch=words.batch)
+    return Noise(dropped if words.rate else None, layers, at("outputs"))
+
+
+def drop_words(
+    key: Key[Array, ""],
+    noise: rdrop.Bernoulli,
+    tokens: Int[Arrays, "B T"],
+    vocabulary: int,
+) -> Float[Array, "B T 1"]:
+    """Returns a mask in which all occurrences of a word type share a number [1].
+
+    With noise of batch="shared" it does to the rows of an embedding what
+    `rdrop.embedding_dropout` does, bitwise.
+    """
+    rows = len(tokens) if noise.batch == "each" else 1
+    drawn: Any = noise.draw(key, (rows, 1, vocabulary))
+    mask = jnp.broadcast_to(drawn[:, 0], (len(tokens), vocabulary))
+    return jnp.take_along_axis(mask, tokens, axis=1)[..., None]
+
+
+def _product(ys, kernel, axis):
+    """Multiplies in the dtype of ys and adds up in float32."""
+    contracted = (((ys.ndim - 1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(
+        ys, kernel.astype(ys.dtype), contracted, preferred_element_type=jnp.float32
+    )

@@ -1,0 +1,108 @@
+"""Optimisers: what the papers of language models descend by.
+
+References:
+    [1] Merity, Keskar, Socher. Regularizing and optimizing LSTM language models. ICLR
+        2018. arXiv:1708.02182; algorithm 1, and main.py of their code.
+    [2] Polyak, Juditsky. Acceleration of stochastic approximation by averaging. SIAM
+        Journal on Control and Optimization 30(4), 1992.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from experiments.language.config import Train
+
+
+class Average(NamedTuple):
+    """Parameters averaged over the steps since NT-ASGD was triggered.
+
+    Attributes:
+        params: the average; the parameters themselves before that.
+        steps: those it is over.
+    """
+
+    params: Any
+    steps: Int[Array, ""]
+
+
+def nt_asgd() -> optax.GradientTransformationExtraArgs:
+    """Averages the parameters that the updates before it lead to [1, 2].
+
+    It comes last in a chain, and changes no update. `update` takes the keyword argument
+    `triggered`: whether to average at this step, as `is_non_monotone` says. `average`
+    finds the result.
+    """
+
+    def init(params):
+        return Average(params, jnp.int32(0))
+
+    def update(updates, state, params, *, triggered, **_):
+        params = optax.apply_updates(params, updates)
+        steps = jnp.where(triggered, state.steps + 1, 0)
+
+        def mean(old, new):
+            share = 1 / jnp.maximum(steps, 1).astype(new.dtype)
+            return jnp.where(steps > 1, old + (new - old) * share, new)
+
+        return updates, Average(jax.tree.map(mean, state.params, params), steps)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def average(opt_state: optax.OptState) -> Any:
+    """Returns the averaged parameters in a state; None where there are none."""
+    found = jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, Average))
+    return next((s.params for s in found if isinstance(s, Average)), None)
+
+
+def is_non_monotone(losses: Sequence[float], interval: int) -> bool:
+    """Whether NT-ASGD is triggered by the validation losses so far, one an epoch [1].
+
+    It is once a loss is higher than the lowest of those `interval` and more epochs
+    before it; and then stays so.
+    """
+    return any(
+        losses[t] > min(losses[: max(0, t - interval)], default=math.inf)
+        for t in range(len(losses))
+    )
+
+
+def make_optimiser(
+    train: Train, rate: Any, weight_decay: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Clips, adds the L2 penalty, and descends by a rate, which may be traced."""
+    steps = [
+        optax.clip_by_global_norm(train.clip) if train.clip else optax.identity(),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_adam(b1=train.beta1)
+        if train.optimiser == "adam"
+        else optax.identity(),
+        optax.scale_by_learning_rate(rate),
+        nt_asgd() if train.averaging == "nt_asgd" else optax.identity(),
+    ]
+    return optax.chain(*steps)
+
+
+def decays(train: Train, losses: Sequence[float]) -> int:
+    """Returns how many times the learning rate has decayed before the next epoch.
+
+    Args:
+        train: by the epoch after `hold`; or with `patience`, once that many epochs have
+            passed since the lowest loss or the last decay.
+        losses: validation losses so far, one an epoch.
+    """
+    if not train.patience:
+        return max(0, len(losses) + 1 - train.hold)
+    lowest, waited, count = math.inf, 0, 0
+    for loss in losses:
+        improved = loss < lowest
+        lowest, waited = min(lowest, loss), 0 if improved else waited + 1
+        if waited == train.patience:
+            count, waited = count + 1, 0
+    return count

@@ -1,0 +1,165 @@
+"""Program: what the lanes of one structure share, compiled once, and what it reads."""
+
+import time
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from experiments.config import ConfigError
+from experiments.devices import needed_bytes
+from experiments.language.config import Config
+from experiments.language.corpus import (
+    SHORTEST,
+    Corpus,
+    Windows,
+    longest,
+    training_rows,
+    whole_rows,
+    windows,
+)
+from experiments.language.model import noise_for
+from experiments.language.train import (
+    Lane,
+    Pace,
+    State,
+    make_evaluate,
+    make_training,
+)
+
+
+class Progress(NamedTuple):
+    """How far a training is: what a checkpoint holds.
+
+    Attributes:
+        state: of the training.
+        epoch: epochs done.
+        first: the next window of the epoch.
+        train, valid, kept, test: losses of each epoch, NaN where not yet: with the
+            noise on; of its own parameters; and of those kept so far, on two texts.
+    """
+
+    state: State
+    epoch: Int[Array, ""]
+    first: Int[Array, ""]
+    train: Float[Array, "epochs"]
+    valid: Float[Array, "epochs"]
+    kept: Float[Array, "epochs"]
+    test: Float[Array, "epochs"]
+
+
+class Plan(NamedTuple):
+    """The windows of an epoch.
+
+    Attributes:
+        windows: those, and others behind them that fill up the program's arrays.
+        used: how many the epoch has.
+    """
+
+    windows: Windows
+    used: int
+
+
+class Program:
+    """The compiled functions of one structure.
+
+    Args:
+        config: of any of its lanes.
+        corpus: the text.
+
+    Raises:
+        ConfigError: the training text is too short for the config.
+    """
+
+    def __init__(self, config: Config, corpus: Corpus):
+        self.config = config
+        self.training = make_training(config, len(corpus.vocabulary))
+        rows = training_rows(corpus.train, config.train.batch)
+        self.steps = rows.inputs.shape[1]
+        if self.steps < config.train.window:
+            raise ConfigError(
+                f"train.window: must be at most {self.steps}, the steps of a row of "
+                f"the training text, got {config.train.window}."
+            )
+        behind = longest(config.train) * config.train.vary_window
+        self.rows = jax.tree.map(lambda leaf: np.pad(leaf, [(0, 0), (0, behind)]), rows)
+        self.valid, self.test = (
+            whole_rows(text, config.train.evaluation_batch, config.train.window)
+            for text in (corpus.valid, corpus.test)
+        )
+
+    def check(self) -> None:
+        """Traces a window, to see before any work that everything fits.
+
+        Raises:
+            ConfigError: the cell lacks a site, say.
+        """
+        lane = make_lane(self.config)
+        try:
+            state = jax.eval_shape(self.training.start, lane)
+            jax.eval_shape(self.training.advance, state, *self._arguments(lane))
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"The model cannot be built: {reason}") from error
+
+    def plan(self, seed: int, epoch: int) -> Plan:
+        """Returns the windows of an epoch."""
+        train = self.config.train
+        drawn = windows(train, self.steps, (self.config.seed, seed, epoch))
+        used = len(drawn.starts)
+        most = self.steps // SHORTEST + 1 if train.vary_window else used
+        return Plan(Windows(*(np.resize(part, most) for part in drawn)), used)
+
+    def start(self, lane: Lane) -> Progress:
+        """Returns the progress before the first window."""
+        blank = jnp.full(self.config.train.epochs, jnp.nan, jnp.float32)
+        state = jax.jit(self.training.start)(lane)
+        zero = jnp.int32(0)
+        return Progress(state, zero, zero, blank, blank, blank, blank)
+
+    def compile(self, lane: Lane) -> tuple[float, int]:
+        """Compiles `advance`; returns how many seconds that took, and its bytes."""
+        begun = time.perf_counter()
+        state = jax.eval_shape(self.training.start, lane)
+        jitted = jax.jit(self.training.advance, donate_argnums=0)
+        self.rows = jax.tree.map(jnp.asarray, self.rows)
+        self.advance = jitted.lower(state, *self._arguments(lane)).compile()
+        return time.perf_counter() - begun, needed_bytes(self.advance)
+
+    @cached_property
+    def begin_epoch(self) -> Any:
+        """State -> the state at the start of the text."""
+        return jax.jit(self.training.begin_epoch)
+
+    @cached_property
+    def evaluate(self) -> Any:
+        """(params, noise, rows) -> mean loss."""
+        return jax.jit(make_evaluate(self.training.model, self.config.train.window))
+
+    def _arguments(self, lane: Lane) -> tuple:
+        """Arguments of `advance` beside the state, for their shapes."""
+        zero = np.int32(0)
+        return lane, self.rows, self.plan(0, 0).windows, pace(0, 1.0, False), zero, zero
+
+
+def make_lane(config: Config) -> Lane:
+    """Returns a lane as arrays.
+
+    Raises:
+        ConfigError: options of a site do not go together.
+    """
+    return Lane(
+        jax.random.fold_in(jax.random.key(config.seed), config.seeds),
+        noise_for(config),
+        jnp.float32(config.train.learning_rate),
+        jnp.float32(config.train.weight_decay),
+        jnp.float32(config.second_pass.weight),
+    )
+
+
+def pace(epoch: int, rate: float, averaging: bool) -> Pace:
+    """Returns a pace as arrays."""
+    return Pace(jnp.int32(epoch), jnp.float32(rate), jnp.bool(averaging))

@@ -1,0 +1,487 @@
+"""A language model's windows are those of the papers, and of PyTorch."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+import rdrop
+from experiments.config import ConfigError, Noise, StateNoise, WeightNoise, validate
+from experiments.language.config import SHARED, Config, Dropout, Model, Train, Words
+from experiments.language.corpus import Corpus, whole_rows
+from experiments.language.model import (
+    drop_words,
+    init,
+    make_model,
+    noise_for,
+)
+from experiments.language.optimisers import (
+    average,
+    decays,
+    is_non_monotone,
+    make_optimiser,
+)
+from experiments.language.program import Program, make_lane, pace
+from experiments.language.train import blank_carry, make_evaluate, token_losses
+
+V = 11
+SMALL = Model(embedding=6, units=6, layers=2, init=0.3)
+TRAIN = Train(epochs=2, batch=3, window=5, evaluation_batch=2, clip=0.5)
+RECURRENT = SHARED[4:]
+NOISY = Dropout(
+    words=Words(0.2),
+    inputs=Noise(rate=0.3),
+    between=Noise(rate=0.3, per="step"),
+    outputs=Noise(rate=0.4, scale="expectation"),
+    recurrent=Noise(rate=0.3, gates="each"),
+    update=Noise(rate=0.2),
+    cell_state=StateNoise(rate=0.2),
+    recurrent_weights=WeightNoise(rate=0.3),
+)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    rng = np.random.default_rng(0)
+    train, valid, test = (rng.integers(0, V, n, np.int32) for n in (70, 23, 31))
+    return Corpus(tuple("abcdefghijk"), train, valid, test)
+
+
+@pytest.fixture(scope="module")
+def run(corpus):
+    """Returns the state after an epoch of a config, or its first windows."""
+    programs = {}
+
+    def run(config, windows=None, corpus=corpus):
+        lane = make_lane(config)
+        if (config, id(corpus)) not in programs:
+            programs[config, id(corpus)] = program = Program(config, corpus)
+            program.compile(lane)
+        program = programs[config, id(corpus)]
+        state = program.begin_epoch(program.start(lane).state)
+        plan = program.plan(0, 0)
+        last = np.int32(plan.used if windows is None else windows)
+        bounds = pace(0, 1.0, False), np.int32(0), last
+        return program.advance(state, lane, program.rows, plan.windows, *bounds)
+
+    return run
+
+
+def make_config(model=SMALL, dropout=None, train=TRAIN, **options):
+    return Config(model=model, dropout=dropout or Dropout(), train=train, **options)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+# The model.
+
+
+def test_a_text_in_windows_is_the_text_in_one_piece(rng):
+    config = make_config()
+    model = make_model(config, V)
+    params = init(model, jax.random.key(0))
+    tokens = jnp.asarray(rng.integers(0, V, (3, 12), np.int32))
+    whole = model.apply(params, tokens, carry=blank_carry(model, params, 3))
+    first = model.apply(params, tokens[:, :7])
+    second = model.apply(params, tokens[:, 7:], carry=first.carry)
+    halves = jnp.concatenate([first.logits, second.logits], axis=1)
+    np.testing.assert_allclose(whole.logits, halves, rtol=1e-6, atol=1e-7)
+
+
+def test_words_shared_by_the_batch_are_those_of_embedding_dropout(rng):
+    key, table = jax.random.key(3), jnp.asarray(rng.normal(size=(V, 4)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, V, (3, 12), np.int32))
+    noise = rdrop.Bernoulli(0.4, batch="shared")
+    mask = drop_words(key, noise, tokens, V)
+    dropped = rdrop.embedding_dropout(key, 0.4, table)[tokens]
+    np.testing.assert_array_equal(table[tokens] * mask, dropped)
+
+
+def test_rows_that_drop_their_own_words_drop_all_occurrences_of_one(rng):
+    tokens = jnp.asarray(rng.integers(0, V, (30, 40), np.int32))
+    mask = drop_words(jax.random.key(0), rdrop.Bernoulli(0.5), tokens, V)[..., 0]
+    words = [
+        {(int(t), float(m)) for t, m in zip(*row, strict=True)}
+        for row in zip(tokens, mask, strict=True)
+    ]
+    assert all(len(row) == len({word for word, _ in row}) for row in words)
+    assert len({m for row in words for w, m in row if w == 0}) == 2
+    assert set(np.unique(mask)) == {0.0, 2.0}
+
+
+@pytest.mark.parametrize("per", ["sequence", "step"])
+def test_outputs_are_dropped_by_the_masks_of_the_stack(rng, per):
+    """The model applies the noise of the top outputs itself; the bits are the same."""
+    dropout = Dropout(outputs=Noise(rate=0.5, per=per))
+    config = make_config(dropout=dropout)
+    model, keys = make_model(config, V), rdrop.stream_keys(jax.random.key(1))
+    params = init(model, jax.random.key(0))
+    tokens = jnp.asarray(rng.integers(0, V, (3, 7), np.int32))
+    reading = model.apply(params, tokens, noise_for(config), keys)
+    noise = rdrop.Dropout(outputs=rdrop.Bernoulli(0.5, per=per))
+    xs = params["params"]["embedding"][tokens]
+    stack = rdrop.Stack([rdrop.RNN(rdrop.LSTMCell(6)) for _ in range(2)])
+    layers = {f"layers_{n}": params["params"][f"LSTMCell_{n}"] for n in range(2)}
+    _, ys = stack.apply({"params": layers}, xs, (None, noise), keys)
+    np.testing.assert_array_equal(reading.dropped, ys)
+    assert (reading.dropped == 0).any()
+    assert not (reading.raw == 0).any()
+
+
+def test_evaluation_takes_the_expectation_of_the_noise(rng):
+    config = make_config(dropout=NOISY)
+    model = make_model(config, V)
+    params = init(model, jax.random.key(0))
+    tokens = jnp.asarray(rng.integers(0, V, (3, 7), np.int32))
+    reading = model.apply(params, tokens, noise_for(config))
+    np.testing.assert_allclose(reading.dropped, 0.6 * reading.raw, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (Model(embedding=4, units=6, tied=True), {"projection": (6, 4)}),
+        (Model(embedding=4, units=6, top_units=4, tied=True), {}),
+        (Model(embedding=4, units=6), {"readout": (6, V)}),
+    ],
+)
+def test_a_tied_softmax_has_the_embedding_and_a_projection_where_sizes_differ(
+    model, names
+):
+    params = init(make_model(make_config(model), V), jax.random.key(0))["params"]
+    assert params["embedding"].shape == (V, 4)
+    found = {n: params[n].shape for n in ("projection", "readout") if n in params}
+    assert found == names
+
+
+def test_parameters_begin_within_their_bounds():
+    options = Model(embedding=40, units=50, layers=1, init=0.3, init_embedding=0.1)
+    params = init(make_model(make_config(options), 200), jax.random.key(0))["params"]
+    bounds = {"embedding": 0.1, "readout": 0.1, "bias": 0.0}
+    for name, leaf in params.items():
+        for part in jax.tree.leaves(leaf):
+            bound = bounds.get(name, 0.3)
+            assert jnp.abs(part).max() <= bound
+            assert jnp.abs(part).max() >= 0.9 * bound
+            assert abs(part.mean()) <= 5 * bound / math.sqrt(3 * part.size)
+
+
+def test_bfloat16_keeps_parameters_memory_and_softmax_in_float32(run):
+    config = make_config(Model(embedding=6, units=6, dtype="bfloat16"))
+    model = make_model(config, V)
+    params = init(model, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    tokens = jnp.zeros((3, 7), jnp.int32)
+    reading = model.apply(params, tokens, carry=blank_carry(model, params, 3))
+    (c, h), *_ = reading.carry
+    assert (c.dtype, h.dtype, reading.logits.dtype) == (
+        "float32",
+        "bfloat16",
+        "float32",
+    )
+    state = run(config)
+    full = run(make_config(Model(embedding=6, units=6)))
+    assert float(state.nll) == pytest.approx(float(full.nll), rel=0.01)
+    assert float(state.nll) != float(full.nll)
+
+
+def test_learned_rates_are_refused():
+    config = make_config(dropout=Dropout(inputs=Noise(kind="concrete", learn=True)))
+    with pytest.raises(ConfigError, match=r"dropout.inputs.learn: must be false"):
+        noise_for(config)
+
+
+# A window, beside PyTorch.
+
+
+@pytest.mark.parametrize("per", ["row", "token"])
+@pytest.mark.parametrize("clip", [0.5, 0.0])
+def test_an_epoch_is_that_of_pytorch(run, corpus, per, clip):
+    torch = pytest.importorskip("torch")
+    train = Train(
+        epochs=1,
+        batch=3,
+        window=5,
+        per=per,
+        clip=clip,
+        learning_rate=0.7,
+        weight_decay=0.01,
+        activation=0.5,
+        temporal_activation=0.4,
+    )
+    config = make_config(train=train)
+    program = Program(config, corpus)
+    params = init(program.training.model, jax.random.fold_in(make_lane(config).key, 0))
+    expected, nll = torch_epoch(torch, params["params"], corpus, train)
+    state = run(config)
+    np.testing.assert_allclose(flat(state.params), flat(expected), rtol=0, atol=2e-6)
+    assert float(state.nll) == pytest.approx(nll, rel=1e-6)
+    assert int(state.tokens) == 3 * 5 * 4
+
+
+def torch_epoch(torch, params, corpus, train):
+    """Trains an nn.LSTM of the same parameters; returns them and the sum of the nll."""
+    names = ("embedding", "readout", "bias")
+    outer = {n: torch.tensor(np.asarray(params[n]), requires_grad=True) for n in names}
+    lstm = torch.nn.LSTM(6, 6, 2, batch_first=True)
+    zero = torch.zeros(24)
+    with torch.no_grad():
+        for n in range(2):
+            layer = params[f"LSTMCell_{n}"]
+            for ours, theirs in (("kernel", "ih"), ("recurrent_kernel", "hh")):
+                weight = torch.tensor(np.asarray(layer[ours])).T
+                getattr(lstm, f"weight_{theirs}_l{n}").copy_(weight)
+            getattr(lstm, f"bias_ih_l{n}").copy_(
+                torch.tensor(np.asarray(layer["bias"]))
+            )
+            getattr(lstm, f"bias_hh_l{n}").copy_(zero).requires_grad_(False)
+    weights = [*outer.values(), *(p for p in lstm.parameters() if p.requires_grad)]
+    rows = torch.tensor(corpus.train[:69].reshape(3, 23).astype(np.int64))
+    carry, total = None, 0.0
+    for start in range(0, 20, 5):
+        xs, targets = rows[:, start : start + 5], rows[:, start + 1 : start + 6]
+        ys, carry = lstm(outer["embedding"][xs], carry)
+        logits = ys @ outer["readout"] + outer["bias"]
+        nll = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, V), targets.reshape(-1), reduction="sum"
+        )
+        loss = nll / (3 if train.per == "row" else 15)
+        loss = loss + train.activation * ys.pow(2).mean()
+        change = (ys[:, 1:] - ys[:, :-1]).pow(2).mean()
+        (loss + train.temporal_activation * change).backward()
+        if train.clip:
+            torch.nn.utils.clip_grad_norm_(weights, train.clip)
+        with torch.no_grad():
+            for weight in weights:
+                step = weight.grad + train.weight_decay * weight
+                weight -= train.learning_rate * step
+                weight.grad = None
+        carry, total = (
+            tuple(part.detach() for part in carry),
+            total + float(nll.detach()),
+        )
+    layers = {
+        f"LSTMCell_{n}": {
+            "kernel": getattr(lstm, f"weight_ih_l{n}").detach().numpy().T,
+            "recurrent_kernel": getattr(lstm, f"weight_hh_l{n}").detach().numpy().T,
+            "bias": getattr(lstm, f"bias_ih_l{n}").detach().numpy(),
+        }
+        for n in range(2)
+    }
+    return {n: v.detach().numpy() for n, v in outer.items()} | layers, total
+
+
+def test_a_varied_window_is_one_of_its_length(run, corpus):
+    """Padding changes nothing, and the learning rate is in proportion to the length."""
+    train = Train(epochs=1, batch=3, window=6, vary_window=True, activation=0.3)
+    config = make_config(dropout=NOISY, train=train)
+    varied = run(config, windows=1)
+    length = int(Program(config, corpus).plan(0, 0).windows.lengths[0])
+    assert length != 6
+    fixed = Train(
+        epochs=1,
+        batch=3,
+        window=length,
+        activation=0.3,
+        learning_rate=length / 6,
+    )
+    same = run(make_config(dropout=NOISY, train=fixed), windows=1)
+    assert int(varied.tokens) == 3 * length
+    np.testing.assert_allclose(flat(varied.params), flat(same.params), atol=1e-6)
+
+
+def test_masks_are_drawn_anew_for_each_window_or_held_over_an_epoch(run, corpus):
+    """With a learning rate of next to nothing, a text of one token says which."""
+    one_token = corpus._replace(train=np.zeros(70, np.int32))
+    train = Train(epochs=1, batch=3, window=1, learning_rate=1e-12)
+    inputs = Noise(rate=0.5)
+    losses = {}
+    for held in ("window", "epoch"):
+        model = Model(cell="simple", embedding=6, units=6, layers=1, init=0.3)
+        dropout = Dropout(outputs=inputs, held=held)
+        config = make_config(model, dropout, train)
+        sums = [float(run(config, n, one_token).nll) for n in range(14, 20)]
+        losses[held] = np.diff(sums)
+    assert np.ptp(losses["epoch"]) < 1e-4 < np.ptp(losses["window"])
+
+
+# A second pass.
+
+
+def penalised(**options):
+    raw = {"second_pass": options}
+    return validate(raw, "test", Config).second_pass
+
+
+def test_passes_that_share_all_masks_are_one(run):
+    shared = penalised(penalty="fraternal", weight=3.0, shares=" ".join(SHARED))
+    once = run(make_config(dropout=NOISY))
+    twice = run(make_config(dropout=NOISY, second_pass=shared))
+    np.testing.assert_allclose(flat(once.params), flat(twice.params), atol=1e-6)
+
+
+@pytest.mark.parametrize("held", ["window", "epoch"])
+def test_passes_share_the_keys_of_the_sites_that_are_named(corpus, held):
+    dropout = dataclasses.replace(NOISY, held=held)
+    second_pass = penalised(penalty="r_drop", shares="words recurrent_weights")
+    config = make_config(dropout=dropout, second_pass=second_pass)
+    training = Program(config, corpus).training
+    first, second = training._passes(make_lane(config), 4, 0, 20)
+    assert first.step == second.step == (20 if held == "epoch" else 0)
+    for name in SHARED:
+        stream = "recurrent" if name in RECURRENT else "inputs"
+        same = first.site(stream, name) == second.site(stream, name)
+        assert same == (name in ("words", "recurrent_weights")), name
+
+
+def test_expectation_linear_reads_a_second_time_without_noise(corpus):
+    """One window: the loss of the first pass, and the mean squared difference."""
+    second = penalised(penalty="expectation_linear", weight=0.5)
+    config = make_config(dropout=NOISY, second_pass=second)
+    program, lane = Program(config, corpus), make_lane(config)
+    training, state = program.training, program.start(make_lane(config)).state
+    passes = training._passes(lane, 0, 0, 0)
+    assert passes[1] is None
+    inputs, targets = program.rows.inputs[:, :5], program.rows.targets[:, :5]
+    loss, (nll, _) = training._loss(
+        state.params, lane, inputs, targets, 5, state.carry, passes
+    )
+    noisy, plain = (
+        training.model.apply(state.params, inputs, lane.noise, keys).logits
+        for keys in passes
+    )
+    expected = float(nll) / 3 + 0.5 * float(np.mean((noisy - plain) ** 2))
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    unknown = {"second_pass": {"shares": "word"}}
+    with pytest.raises(ConfigError, match=r"second_pass.shares: no such site word"):
+        validate(unknown, "test", Config)
+
+
+# Optimisers.
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_nt_asgd_is_the_algorithm_of_the_paper(interval):
+    """On a quadratic of too large a rate, whose loss stops falling."""
+    rng = np.random.default_rng(1)
+    noise = iter(rng.normal(size=(200, 3)))
+    drawn = [next(noise) for _ in range(40)]
+    curvature, start = np.array([1.0, 1.9, 0.3]), np.array([3.0, -2.0, 4.0])
+
+    def loss(w):
+        return float((curvature * w * w).sum())
+
+    steps = iter(drawn)
+    last, evaluated, triggered = reference.nt_asgd(
+        start, lambda w: curvature * w + next(steps), 1.0, 10, 4, loss, interval
+    )
+    assert triggered is not None
+    assert triggered < 9
+
+    train = Train(averaging="nt_asgd", non_monotone=interval, clip=0.0)
+    params = jnp.asarray(start)
+    state, logs, found = None, [], []
+    for epoch in range(10):
+        for n in range(4):
+            optimiser = make_optimiser(train, 1.0, 0.0)
+            state = optimiser.init(params) if state is None else state
+            gradient = curvature * params + drawn[4 * epoch + n]
+            averaging = jnp.bool(is_non_monotone(logs, interval))
+            updates, state = optimiser.update(
+                gradient, state, params, triggered=averaging
+            )
+            params = optax.apply_updates(params, updates)
+        found.append(is_non_monotone(logs, interval))
+        logs.append(loss(average(state)))
+    assert found.index(True) == triggered + 1
+    np.testing.assert_allclose(params, last, rtol=1e-12)
+    np.testing.assert_allclose(average(state), evaluated, rtol=1e-12)
+
+
+def test_without_averaging_there_is_no_average():
+    params = jnp.ones(3)
+    assert average(make_optimiser(Train(), 1.0, 0.0).init(params)) is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "interval", "triggered"),
+    [
+        ([], 2, False),
+        ([5.0, 4.0, 3.0, 2.0, 1.0], 2, False),
+        ([1.0, 2.0, 3.0], 5, False),  # not enough to look back at
+        ([1.0, 2.0, 3.0], 3, False),
+        ([1.0, 2.0, 3.0, 0.5, 1.0], 3, False),  # equal is not higher
+        ([1.0, 2.0, 3.0, 0.5, 1.5], 3, True),
+        (
+            [5.0, 4.0, 3.0, 4.5, 1.0],
+            2,
+            False,
+        ),  # higher than 3, but not than those before
+        ([4.0, 5.0, 6.0, 4.5, 1.0, 0.5], 2, True),  # stays triggered
+    ],
+)
+def test_non_monotone_looks_back_an_interval(losses, interval, triggered):
+    assert is_non_monotone(losses, interval) is triggered
+
+
+@pytest.mark.parametrize(
+    ("train", "losses", "count"),
+    [
+        (Train(hold=5), [], 0),
+        (Train(hold=5), [9.0] * 4, 0),  # before epoch 5
+        (Train(hold=5), [9.0] * 5, 1),  # before epoch 6
+        (Train(hold=5), [9.0] * 12, 8),  # before epoch 13
+        (Train(patience=2), [3.0, 2.0, 2.5], 0),
+        (Train(patience=2), [3.0, 2.0, 2.5, 2.0], 1),
+        (Train(patience=2), [3.0, 2.0, 2.5, 2.0, 2.1], 1),  # waits anew after a decay
+        (Train(patience=2), [3.0, 2.0, 2.5, 2.0, 2.1, 2.2], 2),
+        (Train(patience=2), [3.0, 2.0, 2.5, 1.9, 2.1], 0),
+        (Train(patience=1), [3.0, 3.1, 2.9, 3.0], 2),
+    ],
+)
+def test_learning_rate_decays_by_the_epoch_or_by_patience(train, losses, count):
+    assert decays(train, losses) == count
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 2, 0, 1]])
+def test_activation_penalties_are_those_of_the_paper(rng, lengths):
+    ys = rng.normal(size=(4, 4, 3))
+    expected = reference.activation_penalties(ys, lengths or [4] * 4)
+    lengths = None if lengths is None else jnp.asarray(lengths)
+    found = (
+        rdrop.activation_regulariser(jnp.asarray(ys), lengths),
+        rdrop.temporal_activation_regulariser(jnp.asarray(ys), lengths),
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_loss_that_is_not_finite_is_noted_with_its_window(run):
+    train = Train(epochs=1, batch=3, window=5, learning_rate=1e30, clip=0.0)
+    assert int(run(make_config(train=train)).diverged_at) in (0, 1)
+    assert int(run(make_config()).diverged_at) == -1
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize(("batch", "window"), [(1, 5), (2, 7)])
+def test_evaluation_is_the_mean_over_all_tokens(corpus, batch, window):
+    config = make_config()
+    model = make_model(config, V)
+    params = init(model, jax.random.key(0))
+    text = corpus.valid
+    rows = whole_rows(text, batch, window)
+    found = make_evaluate(model, window)(params, noise_for(config), rows, 2.0)
+    pieces = [text] if batch == 1 else [text[:12], text[11:]]
+    losses = []
+    for piece in pieces:
+        logits = model.apply(params, piece[None, :-1]).logits / 2.0
+        losses.append(token_losses(logits, jnp.asarray(piece[None, 1:]))[0])
+    assert float(found) == pytest.approx(np.concatenate(losses).mean(), rel=1e-6)
