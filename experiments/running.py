@@ -49,7 +49,7 @@ class Watch:
         """Shows what is being done now."""
         self._bar.update(self._task, description=name, note=note)
 
-    def skip(self, lanes: int, epochs: float) -> None:
+    def skip(self, lanes: int, epochs: int | float) -> None:
         """Counts what needs no line: what an earlier run has done, say."""
         self._bar.update(self._task, advance=lanes * epochs)
 

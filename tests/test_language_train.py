@@ -18,7 +18,7 @@ from experiments.language.model import (
     drop_words,
     init,
     make_model,
-    noise_for,
+    noises,
 )
 from experiments.language.optimisers import (
     average,
@@ -26,7 +26,7 @@ from experiments.language.optimisers import (
     is_non_monotone,
     make_optimiser,
 )
-from experiments.language.program import Program, make_lane, pace
+from experiments.language.program import Program, make_lanes, pace
 from experiments.language.train import blank_carry, make_evaluate, token_losses
 
 V = 11
@@ -58,10 +58,10 @@ def run(corpus):
     programs = {}
 
     def run(config, windows=None, corpus=corpus):
-        lane = make_lane(config)
+        lane = make_lanes([config])[0]
         if (config, id(corpus)) not in programs:
-            programs[config, id(corpus)] = program = Program(config, corpus)
-            program.compile(lane)
+            programs[config, id(corpus)] = program = Program([config], corpus)
+            program.compile()
         program = programs[config, id(corpus)]
         state = program.begin_epoch(program.start(lane).state)
         plan = program.plan(0, 0)
@@ -124,7 +124,7 @@ def test_outputs_are_dropped_by_the_masks_of_the_stack(rng, per):
     model, keys = make_model(config, V), rdrop.stream_keys(jax.random.key(1))
     params = init(model, jax.random.key(0))
     tokens = jnp.asarray(rng.integers(0, V, (3, 7), np.int32))
-    reading = model.apply(params, tokens, noise_for(config), keys)
+    reading = model.apply(params, tokens, noises([config])[0], keys)
     noise = rdrop.Dropout(outputs=rdrop.Bernoulli(0.5, per=per))
     xs = params["params"]["embedding"][tokens]
     stack = rdrop.Stack([rdrop.RNN(rdrop.LSTMCell(6)) for _ in range(2)])
@@ -140,7 +140,7 @@ def test_evaluation_takes_the_expectation_of_the_noise(rng):
     model = make_model(config, V)
     params = init(model, jax.random.key(0))
     tokens = jnp.asarray(rng.integers(0, V, (3, 7), np.int32))
-    reading = model.apply(params, tokens, noise_for(config))
+    reading = model.apply(params, tokens, noises([config])[0])
     np.testing.assert_allclose(reading.dropped, 0.6 * reading.raw, rtol=1e-6)
 
 
@@ -195,7 +195,7 @@ def test_bfloat16_keeps_parameters_memory_and_softmax_in_float32(run):
 def test_learned_rates_are_refused():
     config = make_config(dropout=Dropout(inputs=Noise(kind="concrete", learn=True)))
     with pytest.raises(ConfigError, match=r"dropout.inputs.learn: must be false"):
-        noise_for(config)
+        noises([config])[0]
 
 
 # A window, beside PyTorch.
@@ -217,8 +217,9 @@ def test_an_epoch_is_that_of_pytorch(run, corpus, per, clip):
         temporal_activation=0.4,
     )
     config = make_config(train=train)
-    program = Program(config, corpus)
-    params = init(program.training.model, jax.random.fold_in(make_lane(config).key, 0))
+    program = Program([config], corpus)
+    key = jax.random.fold_in(program.lanes[0].key, 0)
+    params = init(program.training.model, key)
     expected, nll = torch_epoch(torch, params["params"], corpus, train)
     state = run(config)
     np.testing.assert_allclose(flat(state.params), flat(expected), rtol=0, atol=2e-6)
@@ -283,7 +284,7 @@ def test_a_varied_window_is_one_of_its_length(run, corpus):
     train = Train(epochs=1, batch=3, window=6, vary_window=True, activation=0.3)
     config = make_config(dropout=NOISY, train=train)
     varied = run(config, windows=1)
-    length = int(Program(config, corpus).plan(0, 0).windows.lengths[0])
+    length = int(Program([config], corpus).plan(0, 0).windows.lengths[0])
     assert length != 6
     fixed = Train(
         epochs=1,
@@ -332,8 +333,8 @@ def test_passes_share_the_keys_of_the_sites_that_are_named(corpus, held):
     dropout = dataclasses.replace(NOISY, held=held)
     second_pass = penalised(penalty="r_drop", shares="words recurrent_weights")
     config = make_config(dropout=dropout, second_pass=second_pass)
-    training = Program(config, corpus).training
-    first, second = training._passes(make_lane(config), 4, 0, 20)
+    training = Program([config], corpus).training
+    first, second = training._passes(make_lanes([config])[0], 4, 0, 20)
     assert first.step == second.step == (20 if held == "epoch" else 0)
     for name in SHARED:
         stream = "recurrent" if name in RECURRENT else "inputs"
@@ -345,8 +346,8 @@ def test_expectation_linear_reads_a_second_time_without_noise(corpus):
     """One window: the loss of the first pass, and the mean squared difference."""
     second = penalised(penalty="expectation_linear", weight=0.5)
     config = make_config(dropout=NOISY, second_pass=second)
-    program, lane = Program(config, corpus), make_lane(config)
-    training, state = program.training, program.start(make_lane(config)).state
+    program, lane = Program([config], corpus), make_lanes([config])[0]
+    training, state = program.training, program.start(make_lanes([config])[0]).state
     passes = training._passes(lane, 0, 0, 0)
     assert passes[1] is None
     inputs, targets = program.rows.inputs[:, :5], program.rows.targets[:, :5]
@@ -478,7 +479,7 @@ def test_evaluation_is_the_mean_over_all_tokens(corpus, batch, window):
     params = init(model, jax.random.key(0))
     text = corpus.valid
     rows = whole_rows(text, batch, window)
-    found = make_evaluate(model, window)(params, noise_for(config), rows, 2.0)
+    found = make_evaluate(model, window)(params, noises([config])[0], rows, 2.0)
     pieces = [text] if batch == 1 else [text[:12], text[11:]]
     losses = []
     for piece in pieces:

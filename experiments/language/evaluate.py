@@ -30,7 +30,7 @@ from experiments.config import ConfigError
 from experiments.language import parameters
 from experiments.language.config import Config
 from experiments.language.corpus import Rows, load, whole_rows
-from experiments.language.model import LanguageModel, Noise, make_model, noise_for
+from experiments.language.model import LanguageModel, Noise, make_model, noises
 from experiments.language.train import (
     blank_carry,
     in_windows,
@@ -95,7 +95,7 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
         whole_rows(text, config.train.evaluation_batch, window)
         for text in (corpus.valid, getattr(corpus, options.split))
     )
-    scaled = scale_rates(noise_for(config), options.noise)
+    scaled = scale_rates(noises([config])[0], options.noise)
     wanted = [(0, 1.0)] + [(k, p) for k in options.passes for p in options.powers]
     found, path = [], folder / EVALUATIONS
     earlier = read(path)

@@ -12,10 +12,12 @@ References:
         models. ICLR 2018. arXiv:1707.05589; the projection of a tied softmax.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, Key
@@ -173,27 +175,31 @@ def sizes(options: Model) -> list[int]:
     return [options.units] * (options.layers - 1) + [options.top_units or options.units]
 
 
-def noise_for(config: Config) -> Noise:
-    """Returns the noise of a lane.
+def noises(configs: Sequence[Config]) -> list[Noise]:
+    """Returns the noise of each lane of a structure; what no lane has is None.
 
     Raises:
         ConfigError: options of a site do not go together, or its rate is to be learned.
     """
 
     def at(site):
-        options = getattr(config.dropout, site)
-        if getattr(options, "learn", False):
+        lanes = [getattr(config.dropout, site) for config in configs]
+        if any(getattr(lane, "learn", False) for lane in lanes):
             raise ConfigError(
                 f"dropout.{site}.learn: must be false for a language model."
             )
-        found = noise_of([options], site) if options.rate else None
-        return jax.tree.map(lambda leaf: leaf[0], found)
+        return noise_of(lanes, site) if any(lane.rate for lane in lanes) else None
 
-    words, held = config.dropout.words, {site: at(site) for site in LAYER_SITES}
-    below = [at("inputs")] + [at("between")] * (config.model.layers - 1)
-    layers = tuple(rdrop.Dropout(inputs=noise, **held) for noise in below)
-    dropped = rdrop.Bernoulli(jnp.float32(words.rate), batch=words.batch)
-    return Noise(dropped if words.rate else None, layers, at("outputs"))
+    first = configs[0]
+    below = [at("inputs")] + [at("between")] * (first.model.layers - 1)
+    of_layers = {site: at(site) for site in LAYER_SITES}
+    layers = tuple(rdrop.Dropout(inputs=noise, **of_layers) for noise in below)
+    rates = np.array([config.dropout.words.rate for config in configs], np.float32)
+    words = rdrop.Bernoulli(rates, batch=first.dropout.words.batch)
+    together = Noise(words if rates.any() else None, layers, at("outputs"))
+    return [
+        jax.tree.map(lambda leaf, n=n: leaf[n], together) for n in range(len(configs))
+    ]
 
 
 def drop_words(

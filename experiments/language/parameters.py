@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -37,7 +38,8 @@ def load(path: Path) -> Any:
     """
     try:
         with np.load(path) as file:
-            return unflatten_dict({name: file[name] for name in file.files}, sep="/")
+            arrays = {name: jnp.asarray(file[name]) for name in file.files}
+            return unflatten_dict(arrays, sep="/")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: no parameters can be read: {reason}.") from None

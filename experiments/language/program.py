@@ -1,6 +1,7 @@
 """Program: what the lanes of one structure share, compiled once, and what it reads."""
 
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from experiments.language.corpus import (
     whole_rows,
     windows,
 )
-from experiments.language.model import noise_for
+from experiments.language.model import noises
 from experiments.language.train import (
     Lane,
     Pace,
@@ -64,18 +65,20 @@ class Plan(NamedTuple):
 
 
 class Program:
-    """The compiled functions of one structure.
+    """The compiled functions of one structure, and its lanes.
 
     Args:
-        config: of any of its lanes.
+        configs: one a lane.
         corpus: the text.
 
     Raises:
-        ConfigError: the training text is too short for the config.
+        ConfigError: the training text is too short for the config, or options of a
+            site do not go together.
     """
 
-    def __init__(self, config: Config, corpus: Corpus):
-        self.config = config
+    def __init__(self, configs: Sequence[Config], corpus: Corpus):
+        self.config = config = configs[0]
+        self.lanes = make_lanes(configs)
         self.training = make_training(config, len(corpus.vocabulary))
         rows = training_rows(corpus.train, config.train.batch)
         self.steps = rows.inputs.shape[1]
@@ -97,10 +100,9 @@ class Program:
         Raises:
             ConfigError: the cell lacks a site, say.
         """
-        lane = make_lane(self.config)
         try:
-            state = jax.eval_shape(self.training.start, lane)
-            jax.eval_shape(self.training.advance, state, *self._arguments(lane))
+            state = jax.eval_shape(self.training.start, self.lanes[0])
+            jax.eval_shape(self.training.advance, state, *self._arguments())
         except (TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"The model cannot be built: {reason}") from error
@@ -120,13 +122,13 @@ class Program:
         zero = jnp.int32(0)
         return Progress(state, zero, zero, blank, blank, blank, blank)
 
-    def compile(self, lane: Lane) -> tuple[float, int]:
+    def compile(self) -> tuple[float, int]:
         """Compiles `advance`; returns how many seconds that took, and its bytes."""
         begun = time.perf_counter()
-        state = jax.eval_shape(self.training.start, lane)
+        state = jax.eval_shape(self.training.start, self.lanes[0])
         jitted = jax.jit(self.training.advance, donate_argnums=0)
         self.rows = jax.tree.map(jnp.asarray, self.rows)
-        self.advance = jitted.lower(state, *self._arguments(lane)).compile()
+        self.advance = jitted.lower(state, *self._arguments()).compile()
         return time.perf_counter() - begun, needed_bytes(self.advance)
 
     @cached_property
@@ -139,25 +141,29 @@ class Program:
         """(params, noise, rows) -> mean loss."""
         return jax.jit(make_evaluate(self.training.model, self.config.train.window))
 
-    def _arguments(self, lane: Lane) -> tuple:
+    def _arguments(self) -> tuple:
         """Arguments of `advance` beside the state, for their shapes."""
-        zero = np.int32(0)
-        return lane, self.rows, self.plan(0, 0).windows, pace(0, 1.0, False), zero, zero
+        zero, plan = np.int32(0), self.plan(0, 0)
+        speed = pace(0, 1.0, False)
+        return self.lanes[0], self.rows, plan.windows, speed, zero, zero
 
 
-def make_lane(config: Config) -> Lane:
-    """Returns a lane as arrays.
+def make_lanes(configs: Sequence[Config]) -> list[Lane]:
+    """Returns the lanes of one structure as arrays.
 
     Raises:
         ConfigError: options of a site do not go together.
     """
-    return Lane(
-        jax.random.fold_in(jax.random.key(config.seed), config.seeds),
-        noise_for(config),
-        jnp.float32(config.train.learning_rate),
-        jnp.float32(config.train.weight_decay),
-        jnp.float32(config.second_pass.weight),
-    )
+    return [
+        Lane(
+            jax.random.fold_in(jax.random.key(config.seed), config.seeds),
+            noise,
+            jnp.float32(config.train.learning_rate),
+            jnp.float32(config.train.weight_decay),
+            jnp.float32(config.second_pass.weight),
+        )
+        for config, noise in zip(configs, noises(configs), strict=True)
+    ]
 
 
 def pace(epoch: int, rate: float, averaging: bool) -> Pace:

@@ -23,7 +23,7 @@ from experiments.config import ConfigError
 from experiments.language import parameters
 from experiments.language.corpus import Corpus, load
 from experiments.language.optimisers import average, decays, is_non_monotone
-from experiments.language.program import Plan, Program, Progress, make_lane, pace
+from experiments.language.program import Plan, Program, Progress, pace
 from experiments.language.train import Lane, Pace
 from experiments.results import Store, fingerprint, record
 from experiments.running import Watch, console, watch
@@ -37,7 +37,7 @@ UNITS = {
     "characters": {"nll": "nats a character", "bits": "bits a character"},
 }
 QUOTED: dict[str, Callable] = {
-    "perplexity": np.exp,
+    "perplexity": jnp.exp,
     "bits": lambda nats: nats / math.log(2),
 }
 
@@ -72,9 +72,7 @@ def train(
     lanes = sweep.lanes()
     corpus = load(sweep.base.task)
     parts = divide(lanes)
-    programs = [Program(part.lanes[0].config, corpus) for part in parts]
-    for lane in lanes:
-        make_lane(lane.config)
+    programs = [Program([ln.config for ln in part.lanes], corpus) for part in parts]
     for program in programs:
         program.check()
     folders.open_run(folder, sweep)
@@ -122,12 +120,9 @@ class _Run:
             return not left
         name = " ".join(str(value) for value in part.structure.values())
         watcher.announce(name, "compiling ...")
-        compiling, needed = program.compile(make_lane(part.lanes[0].config))
+        compiling, needed = program.compile()
         begun = time.perf_counter()
-        done = all(
-            self._lane(part.lanes[place - part.first], place, program, watcher)
-            for place in left
-        )
+        done = all(self._lane(part, place, program, watcher) for place in left)
         took = {
             "setting": part.structure,
             "lanes": len(part.lanes),
@@ -141,16 +136,16 @@ class _Run:
         self._write()
         return done
 
-    def _lane(self, setting, place, program, watcher) -> bool:
+    def _lane(self, part, place, program, watcher) -> bool:
         """Trains one lane; returns whether it is done."""
         if watcher.stopped():
             return False
-        lane = make_lane(setting.config)
+        lane = program.lanes[place - part.first]
         folder = self.folder / folders.CHECKPOINTS / str(place)
         with Checkpoints(folder, conditions(lane.key)) as saved:
             progress, _ = saved.restore(program.start(lane))
             done = _Training(
-                setting,
+                part.lanes[place - part.first],
                 lane,
                 program,
                 parameters.path_of(self.folder, place),

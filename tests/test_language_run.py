@@ -1,0 +1,364 @@
+"""Language models end to end, as a user trains and evaluates them."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+import rdrop
+from experiments import axes, results
+from experiments.__main__ import main
+from experiments.config import Noise
+from experiments.language import parameters, run
+from experiments.language.config import Config, Dropout, Model, Words
+from experiments.language.corpus import whole_rows
+from experiments.language.evaluate import make_montecarlo, scale_rates
+from experiments.language.model import init, make_model, noises
+from experiments.language.train import make_evaluate
+from experiments.running import Watch
+
+TOML = """
+[task]
+name = "words"
+
+[model]
+embedding = 6
+units = 6
+layers = 1
+
+[dropout.outputs]
+rate = 0.3
+
+[train]
+epochs = 3
+batch = 2
+window = 5
+hold = 1
+evaluation_batch = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder of words that a word or two decide the next one of."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    words = ["a", "cat", "sat", "on", "the", "mat", "and", "so", "did", "we"]
+    for split, lines in (("train", 40), ("valid", 10), ("test", 10)):
+        drawn = [" ".join(np.roll(words, n)[:7]) for n in rng.integers(0, 10, lines)]
+        (folder / f"ptb.{split}.txt").write_text("\n".join(drawn) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.toml"
+    path.write_text(TOML)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(text, config, tmp_path_factory):
+    """A run of two lanes, in one program."""
+    folder = tmp_path_factory.mktemp("run") / "small"
+    assert train(text, config, folder, "--dropout.outputs.rate", "0", "0.3") == 0
+    return folder
+
+
+def train(text, config, folder, *arguments):
+    there = ["--task.data", str(text), "--out", str(folder)]
+    return main(["train", str(config), *there, *arguments])
+
+
+def lines(folder):
+    return results.read(folder / "results.jsonl")
+
+
+def contents(folder):
+    """What must be bitwise equal."""
+    files = [folder / "results.jsonl", *sorted((folder / "parameters").iterdir())]
+    return [path.read_bytes() for path in files]
+
+
+def test_each_lane_has_a_line_parameters_and_a_part_in_the_report(finished):
+    found = lines(finished)
+    assert [line["setting"] for line in found] == [
+        {"dropout.outputs.rate": 0.0},
+        {"dropout.outputs.rate": 0.3},
+    ]
+    for place, line in enumerate(found):
+        metrics = line["metrics"]
+        assert line["status"] == "finished"
+        assert line["evaluated_at"] == [1, 2, 3]
+        assert metrics["valid_nll"][-1] < metrics["valid_nll"][0]
+        perplexity = np.exp(metrics["test_nll"])
+        np.testing.assert_allclose(metrics["test_perplexity"], perplexity, rtol=1e-6)
+        params = parameters.load(parameters.path_of(finished, place))
+        assert results.fingerprint(params) == line["parameters"]
+    assert "dropout.outputs.rate" in (finished / "report.html").read_text()
+    assert not (finished / "checkpoints").exists()
+    assert len(json.loads((finished / "run.json").read_text())["programs"]) == 1
+
+
+def test_kept_parameters_have_the_losses_that_are_written(finished, text):
+    sweep = axes.sweep(axes.load(finished / "config.toml"), "run", Config)
+    config = sweep.lanes()[1].config
+    params = parameters.load(parameters.path_of(finished, 1))
+    corpus = run.load(config.task)
+    model = make_model(config, len(corpus.vocabulary))
+    nll = make_evaluate(model, 5)(
+        params, noises([config])[0], whole_rows(corpus.test, 2, 5)
+    )
+    written = lines(finished)[1]["metrics"]["test_nll"][-1]
+    assert float(nll) == pytest.approx(written, rel=1e-6)
+
+
+class _Stops(Watch):
+    """Somebody who asks to stop after so many windows."""
+
+    windows = 40
+
+    def announce(self, name, note):
+        super().announce(name, note)
+        self.windows -= 1
+        if self.windows < 0:
+            self.ask_to_stop()
+
+
+def test_stopped_in_mid_epoch_it_goes_on_to_the_same_bits(
+    finished, text, config, tmp_path, monkeypatch
+):
+    """Stopped every 40 windows, of which an epoch has 31, a window at a time."""
+    monkeypatch.setattr("experiments.running.Watch", _Stops)
+    monkeypatch.setattr(run, "SECONDS_A_CALL", 0.0)
+    arguments = text, config, tmp_path / "run", "--dropout.outputs.rate", "0", "0.3"
+    statuses = [train(*arguments)]
+    while statuses[-1] == 130:
+        statuses.append(train(*arguments))
+    assert len(statuses) >= 4
+    assert statuses[-1] == 0
+    assert contents(tmp_path / "run") == contents(finished)
+
+
+def test_stopped_after_some_windows_it_says_where(text, config, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert train(text, config, folder, "--stop-after", "40") == 130
+    output = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"stopped after window 9 of 31 of epoch 2; train_nll \d", output)
+    assert lines(folder)[0]["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_in_the_same_bits(text, config, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    longer = ["--train.epochs", "60"]
+    assert train(text, config, whole, *longer) == 0
+    command = [sys.executable, "-m", "experiments", "train", str(config), *longer]
+    command += ["--task.data", str(text), "--out", str(killed)]
+    faster = "import experiments.language.run as r; r.SECONDS_A_CHECKPOINT = 0.0; "
+    faster += "from experiments.__main__ import main; import sys; main(sys.argv[1:])"
+    command[1:3] = ["-c", faster]
+    generator = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        time.sleep(generator.uniform(6, 12))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert contents(killed) == contents(whole)
+
+
+def test_with_the_best_kept_the_figures_are_those_of_the_best(text, config, tmp_path):
+    """With so large a learning rate the loss rises now and then."""
+    options = ["--train.keep", "best", "--train.learning-rate", "40"]
+    options += ["--train.hold", "8", "--train.epochs", "8"]
+    train(text, config, tmp_path / "run", *options)
+    (line,) = lines(tmp_path / "run")
+    own, kept = (np.array(line["metrics"][n]) for n in ("epoch_nll", "valid_nll"))
+    np.testing.assert_array_equal(kept, np.minimum.accumulate(own))
+    assert own[-1] > kept[-1]
+    test = np.array(line["metrics"]["test_nll"])
+    np.testing.assert_array_equal(np.diff(test) != 0, np.diff(kept) < 0)
+
+
+def test_a_lane_that_diverges_is_marked_and_the_next_is_trained(text, config, tmp_path):
+    rates = ["--train.learning-rate", "1e30", "1", "--train.clip", "0"]
+    assert train(text, config, tmp_path / "run", *rates) == 0
+    diverged, well = lines(tmp_path / "run")
+    assert diverged["status"] == "diverged"
+    assert diverged["diverged_at"] in (0, 1)
+    assert diverged["metrics"]["valid_nll"] == [None] * 3
+    assert well["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task.data", "nowhere"], "task.data: must be a folder with three"),
+        (["--train.window", "500"], "train.window: must be at most"),
+        (["--train.batch", "500"], "train.batch: must leave each row two"),
+        (["--model.cell", "gru", "--dropout.cell-state.rate", "0.1"], "cell_state"),
+        (["--model.layers", "1", "--model.top-units", "3"], "top_units must be 0"),
+        (["--dropout.inputs.learn", "True"], "dropout.inputs.learn: must be false"),
+        (["--train.decay", "1.5"], "train.decay: .* less than or equal to 1"),
+        (["--second-pass.shares", "no"], "second_pass.shares: no such site no"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(
+    text, config, tmp_path, capsys, arguments, message
+):
+    assert train(text, config, tmp_path / "run", *arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_text_is_refused(finished, text, config, tmp_path, capsys):
+    other = tmp_path / "text"
+    other.mkdir()
+    for path in text.iterdir():
+        (other / path.name).write_text(path.read_text() + "a cat\n")
+    folder = tmp_path / "run"
+    arguments = ["--stop-after", "3"]
+    assert train(text, config, folder, *arguments) == 130
+    for path in other.iterdir():
+        (text / path.name).write_text(path.read_text())
+    try:
+        assert train(text, config, folder, *arguments) == 2
+        assert "was begun with another text" in capsys.readouterr().err
+    finally:
+        for path in text.iterdir():
+            path.write_text(path.read_text().removesuffix("a cat\n"))
+
+
+# Evaluation.
+
+
+def evaluate(folder, *arguments):
+    return main(["evaluate", str(folder), *arguments])
+
+
+def test_evaluations_are_printed_and_kept(finished, capsys):
+    arguments = ["--lane", "2", "--passes", "1", "3", "--powers", "1", "0"]
+    assert evaluate(finished, *arguments) == 0
+    output = capsys.readouterr().out
+    assert "deterministic" in output
+    assert "geometric" in output
+    found = results.read(finished / "evaluations.jsonl")
+    assert [(line["passes"], line["powers"]) for line in found[-5:]] == [
+        (0, None),
+        (1, 1.0),
+        (1, 0.0),
+        (3, 1.0),
+        (3, 0.0),
+    ]
+    deterministic, one, same, *_ = (line["nll"] for line in found[-5:])
+    written = lines(finished)[1]["metrics"]["test_nll"][-1]
+    assert deterministic == pytest.approx(written, rel=1e-6)
+    assert one == pytest.approx(same, rel=1e-5)
+    assert one != pytest.approx(deterministic, rel=1e-4)
+
+
+def test_a_tuned_temperature_is_the_best_for_the_validation_text(finished):
+    assert evaluate(finished, "--temperature", "tuned", "--split", "valid") == 0
+    tuned = results.read(finished / "evaluations.jsonl")[-1]
+    for temperature in (tuned["temperature"] * 0.98, tuned["temperature"] * 1.02, 1.0):
+        arguments = ["--temperature", str(temperature), "--split", "valid"]
+        assert evaluate(finished, *arguments) == 0
+        other = results.read(finished / "evaluations.jsonl")[-1]
+        assert other["nll"] >= tuned["nll"] - 1e-7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lane", "3"], "has lanes 1 to 2, got 3"),
+        (["--passes", "0"], "passes: must be 1 or more, got 0"),
+        (["--chunk", "0"], "chunk: must be 1 or more, got 0"),
+        (["--noise", "-1"], "noise: must be 0 or more"),
+        (["--temperature", "0"], "temperature: must be above 0"),
+        (["--window", "-1"], "window: must be 0 or more, got -1"),
+    ],
+)
+def test_mistakes_in_an_evaluation_are_named(finished, capsys, arguments, message):
+    assert evaluate(finished, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """A model with its noise, and a text."""
+    dropout = Dropout(
+        words=Words(0.2, "each"),
+        inputs=Noise(rate=0.4),
+        outputs=Noise(rate=0.4, per="step"),
+        recurrent=Noise(rate=0.4),
+    )
+    model = Model(embedding=6, units=6, layers=1, init=1.0)
+    config = Config(model=model, dropout=dropout)
+    model = make_model(config, 9)
+    text = np.random.default_rng(0).integers(0, 9, 60, np.int32)
+    return model, init(model, jax.random.key(0)), noises([config])[0], text
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_montecarlo_is_the_mean_over_passes_each_read_by_itself(noisy, held):
+    """In plain NumPy: K passes over the text, of the probabilities of its tokens."""
+    model, params, noise, text = noisy
+    rows, keys = whole_rows(text, 2, 7), jax.random.split(jax.random.key(1), 3)
+    total = np.zeros((2, rows.inputs.shape[1], 9))
+    for key in keys:
+        carry = None
+        for number in range(rows.inputs.shape[1] // 7):
+            at = slice(7 * number, 7 * number + 7)
+            streams = rdrop.stream_keys(
+                key if held else jax.random.fold_in(key, number)
+            ).replace(step=7 * number if held else 0)
+            reading = model.apply(params, rows.inputs[:, at], noise, streams, carry)
+            carry = reading.carry
+            logits = np.asarray(reading.logits, float) / 1.3
+            total[:, at] += special.softmax(logits, axis=-1)
+    found = np.take_along_axis(total / 3, rows.targets[..., None], axis=2)[..., 0]
+    weights = rows.weights.astype(float)
+    expected = -(np.log(found) * weights).sum() / weights.sum()
+    for chunk in (1, 2, 3):
+        montecarlo = make_montecarlo(model, 7, chunk, held)
+        actual = montecarlo(params, noise, rows, keys, 1.0, 1.3)
+        assert float(actual) == pytest.approx(expected, rel=1e-5)
+
+
+def test_more_passes_come_near_their_expectation(noisy):
+    """Of the probability of a text of one token, the error falls as 1 / sqrt(K)."""
+    model, params, noise, text = noisy
+    rows = whole_rows(text[:2], 1, 1)
+    montecarlo = jax.jit(make_montecarlo(model, 1, 64, True))
+    keys = jax.random.split(jax.random.key(2), 2048)
+    one = jax.vmap(lambda key: montecarlo(params, noise, rows, key[None], 1.0, 1.0))
+    probabilities = np.exp(-np.asarray(one(keys), float))
+    expectation, sd = probabilities.mean(), probabilities.std()
+    for count in (16, 128, 1024):
+        estimate = np.exp(
+            -float(montecarlo(params, noise, rows, keys[-count:], 1.0, 1.0))
+        )
+        assert abs(estimate - expectation) < 4 * sd / np.sqrt(count)
+        assert estimate != pytest.approx(expectation, rel=1e-6)
+
+
+def test_rates_are_multiplied_up_to_one(noisy):
+    _, _, noise, _ = noisy
+    twice = scale_rates(noise, 3.0)
+    assert float(twice.words.rate) == pytest.approx(0.6)
+    assert float(twice.layers[0].inputs.rate) == 1.0
+    assert jax.tree.leaves(scale_rates(noise, 0.0)) == [0.0] * 4
+    assert jnp.result_type(twice.words.rate) == jnp.float32
