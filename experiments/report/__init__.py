@@ -107,15 +107,18 @@ def summary(folder: Path) -> None:
 
 def _spent(run: Outcomes) -> str:
     programs = run.run.get("programs", [])
-    lanes = len(run.settings) * len(run.seeds)
+    lanes = _several(len(run.settings) * len(run.seeds), "lane")
     times = {
         what: sum(p.get(f"{key}_seconds", 0) for p in programs)
         for what, key in (("compiling", "compile"), ("training", "train"))
     }
     spent = ", ".join(f"{seconds:.1f} s {what}" for what, seconds in times.items())
     count = len({str(p.get("setting")) for p in programs})
-    several = f"{count} program{'s' if count > 1 else ''}"
-    return f"{lanes} lanes in {several}: {spent}." if programs else f"{lanes} lanes."
+    return f"{lanes} in {_several(count, 'program')}: {spent}." if programs else f"{lanes}."
+
+
+def _several(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _render(

@@ -251,6 +251,8 @@ def _shown(outcomes: Outcomes) -> list[tuple[int, str, str]]:
             for kind, s in found._asdict().items()
             if s is not None and kind in COLOURS
         ]
+    if not outcomes.axes:
+        return [(best, COLOURS["both"], "the one setting")]
     shown = {outcomes.baseline(best): ("none", "baseline"), best: ("both", "best")}
     return [
         (s, COLOURS[colour], f"{name}: {plain(outcomes.settings[s])}")
