@@ -34,6 +34,13 @@ class Problem(NamedTuple):
         return rdrop.draw(dropout, keys, self.sites, self.xs.shape[0], time)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def fresh_caches():
+    """Each module counts what it compiles from nothing: JAX's cache has its bounds."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

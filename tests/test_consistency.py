@@ -165,6 +165,7 @@ def test_a_site_that_is_shared_has_the_masks_of_the_other_and_no_other_has():
             assert same(found[name], apart[name]) == (name != shared)
 
 
+@pytest.mark.slow
 def test_passes_that_share_all_are_bitwise_equal_and_cost_nothing(problem):
     """In every layer and direction."""
     cells = [rdrop.SimpleCell(3, param_dtype=jnp.float64) for _ in range(3)]

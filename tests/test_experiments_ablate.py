@@ -184,6 +184,7 @@ def test_a_folder_of_something_else_is_refused(ablate, tmp_path):
     assert "not empty, and no run; name another by --out." in done.stderr
 
 
+@pytest.mark.slow
 def test_replay_is_bitwise_equal_and_sees_a_difference(
     finished, tmp_path, capsys, monkeypatch
 ):
@@ -216,6 +217,7 @@ def replay(folder, number):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],

@@ -209,6 +209,7 @@ def test_one_seed_has_no_statistics(tmp_path, capsys):
     assert "One seed: no statistics" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_no_different_is_called_so_at_the_nominal_rate(tmp_path, rng):
     """Of figures without a difference, one comparison in twenty finds one."""
     axes, trials = {"dropout.rate": [0.0, 0.5]}, 300

@@ -99,6 +99,7 @@ def test_a_lane_alone_is_bitwise_that_lane_of_the_sweep(program, history, lane):
         assert np.isnan(others).all()
 
 
+@pytest.mark.slow
 def test_lanes_that_do_not_fit_are_trained_some_at_a_time(program, history):
     few = compiled(memory=program.needed - 1.0)
     assert few.needed < program.needed

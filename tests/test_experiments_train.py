@@ -65,6 +65,7 @@ def same(first, second):
     return all((a == b).all() for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_held_out_sequences_are_not_trained_on(data):
     _, _, lane = trained(data)
     spoilt = data.train.targets.at[lane.valid].set(0)
@@ -74,6 +75,7 @@ def test_held_out_sequences_are_not_trained_on(data):
     assert not same(clean.full.params, changed.full.params)
 
 
+@pytest.mark.slow
 def test_test_sequences_are_not_trained_on_or_chosen_by(data):
     spoilt = data._replace(test=data.test._replace(targets=0 * data.test.targets))
     (clean, first, _), (changed, second, _) = trained(data), trained(spoilt)

@@ -24,7 +24,7 @@ from experiments.language.config import Config, Dropout, Model, Words
 from experiments.language.corpus import whole_rows
 from experiments.language.evaluate import make_montecarlo, scale_rates
 from experiments.language.model import init, make_model, noises
-from experiments.language.train import make_evaluate
+from experiments.language.train import blank_carry, make_evaluate
 from experiments.running import Watch
 
 TOML = """
@@ -135,6 +135,7 @@ class _Stops(Watch):
             self.ask_to_stop()
 
 
+@pytest.mark.slow
 def test_stopped_in_mid_epoch_it_goes_on_to_the_same_bits(
     finished, text, config, tmp_path, monkeypatch
 ):
@@ -178,6 +179,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(text, config, tmp_pat
     assert contents(killed) == contents(whole)
 
 
+@pytest.mark.slow
 def test_with_the_best_kept_the_figures_are_those_of_the_best(text, config, tmp_path):
     """With so large a learning rate the loss rises now and then."""
     options = ["--train.keep", "best", "--train.learning-rate", "40"]
@@ -312,20 +314,21 @@ def noisy():
     return model, init(model, jax.random.key(0)), noises([config])[0], text
 
 
-@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("held", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_montecarlo_is_the_mean_over_passes_each_read_by_itself(noisy, held):
     """In plain NumPy: K passes over the text, of the probabilities of its tokens."""
     model, params, noise, text = noisy
     rows, keys = whole_rows(text, 2, 7), jax.random.split(jax.random.key(1), 3)
     total = np.zeros((2, rows.inputs.shape[1], 9))
+    apply = jax.jit(model.apply)
     for key in keys:
-        carry = None
+        carry = blank_carry(model, params, 2)
         for number in range(rows.inputs.shape[1] // 7):
             at = slice(7 * number, 7 * number + 7)
             streams = rdrop.stream_keys(
                 key if held else jax.random.fold_in(key, number)
             ).replace(step=7 * number if held else 0)
-            reading = model.apply(params, rows.inputs[:, at], noise, streams, carry)
+            reading = apply(params, rows.inputs[:, at], noise, streams, carry)
             carry = reading.carry
             logits = np.asarray(reading.logits, float) / 1.3
             total[:, at] += special.softmax(logits, axis=-1)
@@ -333,11 +336,12 @@ def test_montecarlo_is_the_mean_over_passes_each_read_by_itself(noisy, held):
     weights = rows.weights.astype(float)
     expected = -(np.log(found) * weights).sum() / weights.sum()
     for chunk in (1, 2, 3):
-        montecarlo = make_montecarlo(model, 7, chunk, held)
+        montecarlo = jax.jit(make_montecarlo(model, 7, chunk, held))
         actual = montecarlo(params, noise, rows, keys, 1.0, 1.3)
         assert float(actual) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_more_passes_come_near_their_expectation(noisy):
     """Of the probability of a text of one token, the error falls as 1 / sqrt(K)."""
     model, params, noise, text = noisy

@@ -279,6 +279,7 @@ def torch_epoch(torch, params, corpus, train):
     return {n: v.detach().numpy() for n, v in outer.items()} | layers, total
 
 
+@pytest.mark.slow
 def test_a_varied_window_is_one_of_its_length(run, corpus):
     """Padding changes nothing, and the learning rate is in proportion to the length."""
     train = Train(epochs=1, batch=3, window=6, vary_window=True, activation=0.3)
@@ -321,6 +322,7 @@ def penalised(**options):
     return validate(raw, "test", Config).second_pass
 
 
+@pytest.mark.slow
 def test_passes_that_share_all_masks_are_one(run):
     shared = penalised(penalty="fraternal", weight=3.0, shares=" ".join(SHARED))
     once = run(make_config(dropout=NOISY))
@@ -342,6 +344,7 @@ def test_passes_share_the_keys_of_the_sites_that_are_named(corpus, held):
         assert same == (name in ("words", "recurrent_weights")), name
 
 
+@pytest.mark.slow
 def test_expectation_linear_reads_a_second_time_without_noise(corpus):
     """One window: the loss of the first pass, and the mean squared difference."""
     second = penalised(penalty="expectation_linear", weight=0.5)

@@ -122,6 +122,7 @@ def test_geometric_mean_is_the_limit(probs, sign):
         assert 0 <= np.abs(close - geometric).max() < near
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_differences(probs):
     log_probs, step = jnp.asarray(np.log(probs)), 1e-5
     direction = jnp.cos(jnp.arange(log_probs.size)).reshape(log_probs.shape)
@@ -233,6 +234,7 @@ def test_aux_is_stacked_in_the_order_of_passes(probs):
         )
 
 
+@pytest.mark.slow
 def test_passes_of_a_layer_are_those_of_a_loop(problem):
     dropout = rdrop.Dropout(recurrent=rdrop.Bernoulli(0.5))
     rnn = rdrop.RNN(problem.cell)
@@ -274,6 +276,7 @@ def test_carry_of_a_pass_goes_on_from_its_own(problem):
     np.testing.assert_allclose(halves.log_probs, whole.log_probs, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_error_falls_with_the_root_of_the_number_of_passes(problem):
     """The mean square error of n estimates of K passes is the variance of one over K.
 

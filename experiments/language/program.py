@@ -118,7 +118,7 @@ class Program:
     def start(self, lane: Lane) -> Progress:
         """Returns the progress before the first window."""
         blank = jnp.full(self.config.train.epochs, jnp.nan, jnp.float32)
-        state = jax.jit(self.training.start)(lane)
+        state = self._start(lane)
         zero = jnp.int32(0)
         return Progress(state, zero, zero, blank, blank, blank, blank)
 
@@ -130,6 +130,10 @@ class Program:
         self.rows = jax.tree.map(jnp.asarray, self.rows)
         self.advance = jitted.lower(state, *self._arguments()).compile()
         return time.perf_counter() - begun, needed_bytes(self.advance)
+
+    @cached_property
+    def _start(self) -> Any:
+        return jax.jit(self.training.start)
 
     @cached_property
     def begin_epoch(self) -> Any:
