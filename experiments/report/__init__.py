@@ -114,7 +114,11 @@ def _spent(run: Outcomes) -> str:
     }
     spent = ", ".join(f"{seconds:.1f} s {what}" for what, seconds in times.items())
     count = len({str(p.get("setting")) for p in programs})
-    return f"{lanes} in {_several(count, 'program')}: {spent}." if programs else f"{lanes}."
+    return (
+        f"{lanes} in {_several(count, 'program')}: {spent}."
+        if programs
+        else f"{lanes}."
+    )
 
 
 def _several(count: int, name: str) -> str:
