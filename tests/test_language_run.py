@@ -207,6 +207,7 @@ def test_a_lane_that_diverges_is_marked_and_the_next_is_trained(text, config, tm
     ("arguments", "message"),
     [
         (["--task.data", "nowhere"], "task.data: must be a folder with three"),
+        (["--stop-after", "0"], "stop-after: must be 1 or more, got 0"),
         (["--train.window", "500"], "train.window: must be at most"),
         (["--train.batch", "500"], "train.batch: must leave each row two"),
         (["--model.cell", "gru", "--dropout.cell-state.rate", "0.1"], "cell_state"),

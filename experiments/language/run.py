@@ -66,9 +66,12 @@ def train(
         Whether it ran to the end.
 
     Raises:
-        ConfigError: the config does not suit the text, or the folder is of another run.
+        ConfigError: the config does not suit the text, the folder is of another run, or
+            `stop_after` is below 1.
         StorageError: results, parameters or checkpoints cannot be written.
     """
+    if stop_after is not None and stop_after < 1:
+        raise ConfigError(f"stop-after: must be 1 or more, got {stop_after}.")
     lanes = sweep.lanes()
     corpus = load(sweep.base.task)
     parts = divide(lanes)
