@@ -107,6 +107,7 @@ def test_initial_carry_is_zero_in_its_dtypes(name):
         assert not leaf.any()
 
 
+@pytest.mark.slow
 @every_cell
 def test_half_precision_computes_close_to_full(rng, name):
     """The memory c is carried in full; outputs are in half."""

@@ -354,6 +354,7 @@ def test_lines_of_an_earlier_command_stay_beside_new_ones(tmp_path, file):
     assert store.ended.keys() == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_not_begun(
     capsys, pytestconfig, tmp_path, monkeypatch
 ):

@@ -75,6 +75,7 @@ def read(data, params, keys):
     return outputs, training.task.score(outputs, batch).values["nll"].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [*TWO, "expectation_linear"])
 def test_what_is_minimised_is_that_of_the_paper(data, params, penalty):
     """The first pass is that without a second one."""

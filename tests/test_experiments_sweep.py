@@ -135,6 +135,7 @@ def test_every_rate_is_served_by_one_program(program, history):
     assert moved.place(which).dropout.inputs.rate[-1] == np.float32(0.15)
 
 
+@pytest.mark.slow
 def test_learning_rate_and_weight_decay_are_data_too():
     raw = SMALL | {
         "seeds": 1,

@@ -147,7 +147,12 @@ def test_many_sequences_are_evaluated_in_parts_to_the_same_figures(data, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("rate", "at"), [(3e-3, NEVER), (1e30, 0), (float(np.float32(3e38)), 0)]
+    ("rate", "at"),
+    [
+        pytest.param(3e-3, NEVER, marks=pytest.mark.slow),
+        (1e30, 0),
+        pytest.param(float(np.float32(3e38)), 0, marks=pytest.mark.slow),
+    ],
 )
 def test_the_first_step_that_is_not_finite_is_marked(data, rate, at):
     models, _, _ = trained(data, evaluations=2, **{"train.learning_rate": rate})
@@ -175,7 +180,7 @@ def test_weight_decay_shrinks_the_network_and_not_the_learned_rates(data):
     np.testing.assert_allclose(logits[0], logits[1], atol=0.1)
 
 
-@pytest.mark.parametrize("start", [0.1, 0.6])
+@pytest.mark.parametrize("start", [0.1, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_a_rate_is_learned_from_where_it_starts(data, start):
     learn = {
         "dropout.inputs.kind": "concrete",

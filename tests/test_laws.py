@@ -51,6 +51,14 @@ MULTIPLIERS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "concrete": Concret
 KINDS = (*MULTIPLIERS, "zoneout")
 SMOOTH = ("gaussian", "concrete")
 every_cell = pytest.mark.parametrize("name", CELLS)
+# Those of the other cells are in the slow suite.
+every_cell_in_time = pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("lstm", "gru") else pytest.param(name, marks=pytest.mark.slow)
+        for name in CELLS
+    ],
+)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 # Compiles three times as fast; bits that are claimed use the full optimisation.
@@ -183,7 +191,7 @@ def train(cell, kind, masks, xs=None, lengths=LENGTHS, carry=None, params=None):
 # Law 1: the definition and the fast path agree.
 
 
-@every_cell
+@every_cell_in_time
 @every_kind
 def test_masks_in_bulk_are_those_of_each_step(name, kind):
     cell = CELLS[name]
@@ -233,7 +241,7 @@ def test_keys_give_what_their_masks_give(name):
 # Law 3: sites are independent.
 
 
-@every_cell
+@every_cell_in_time
 @every_kind
 def test_other_sites_batch_and_time_change_no_mask(name, kind):
     cell = CELLS[name]
@@ -649,7 +657,7 @@ def candidate_bound(name, cell, params, xs, masks, site):
 
 
 @pytest.mark.parametrize("noise", LONG, ids=LONG_IDS)
-@every_cell
+@every_cell_in_time
 def test_nothing_explodes_in_a_thousand_steps(name, noise):
     cell = CELLS[name].clone(units=16, param_dtype=jnp.float32)
     params, xs, masks = long_problem(cell, noise)
@@ -756,7 +764,7 @@ def test_padding_is_invisible(name, kind):
 # Law 10: same key, same bits.
 
 
-@every_cell
+@every_cell_in_time
 @every_kind
 def test_resumed_training_is_bitwise_the_uninterrupted(name, kind):
     """The parameters are stored after two steps; keys come from the step alone."""
