@@ -105,6 +105,8 @@ def test_each_lane_has_a_line_parameters_and_a_part_in_the_report(finished):
         np.testing.assert_allclose(metrics["test_perplexity"], perplexity, rtol=1e-6)
         params = parameters.load(parameters.path_of(finished, place))
         assert results.fingerprint(params) == line["parameters"]
+    quiet, noisy = (line["metrics"]["train_nll"] for line in found)
+    assert all(a != b for a, b in zip(quiet, noisy, strict=True))
     assert "dropout.outputs.rate" in (finished / "report.html").read_text()
     assert not (finished / "checkpoints").exists()
     assert len(json.loads((finished / "run.json").read_text())["programs"]) == 1
@@ -271,6 +273,24 @@ def test_evaluations_are_printed_and_kept(finished, capsys):
     assert deterministic == pytest.approx(written, rel=1e-6)
     assert one == pytest.approx(same, rel=1e-5)
     assert one != pytest.approx(deterministic, rel=1e-4)
+
+
+def test_one_program_serves_all_means_and_temperatures(finished, monkeypatch):
+    """Of one number of passes, over one text."""
+    traced = []
+    predict = rdrop.montecarlo.predict
+
+    def watched(*arguments, **options):
+        traced.append(options)
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(rdrop.montecarlo, "predict", watched)
+    arguments = ["--passes", "2", "--powers", "1", "0", "0.5"]
+    assert evaluate(finished, *arguments, "--lane", "2") == 0
+    once = len(traced)
+    tuned = ["--temperature", "tuned", "--split", "valid"]
+    assert evaluate(finished, *arguments, *tuned, "--lane", "2") == 0
+    assert len(traced) == 2 * once == 2
 
 
 def test_a_tuned_temperature_is_the_best_for_the_validation_text(finished):

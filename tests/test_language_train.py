@@ -300,6 +300,17 @@ def test_a_varied_window_is_one_of_its_length(run, corpus):
     np.testing.assert_allclose(flat(varied.params), flat(same.params), atol=1e-6)
 
 
+def test_an_epoch_begins_with_a_blank_carry_and_counts_anew(run, corpus):
+    config = make_config()
+    state = run(config)
+    assert all(leaf.any() for leaf in jax.tree.leaves(state.carry))
+    begun = Program([config], corpus).begin_epoch(state)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(begun.carry))
+    assert begun.nll == begun.tokens == 0
+    assert begun.window == state.window == 4
+    np.testing.assert_array_equal(flat(begun.params), flat(state.params))
+
+
 def test_masks_are_drawn_anew_for_each_window_or_held_over_an_epoch(run, corpus):
     """With a learning rate of next to nothing, a text of one token says which."""
     one_token = corpus._replace(train=np.zeros(70, np.int32))
