@@ -136,7 +136,7 @@ def _evaluate(
 ) -> int:
     """Evaluates a language model of a run, deterministically and by Monte Carlo.
 
-    `python -m experiments evaluate runs/ptb_gal_medium --passes 10 100 --powers 1 0`.
+    `python -m experiments evaluate runs/ptb_gal_medium_tied --passes 10 --powers 1 0`.
 
     Args:
         run: the folder of a run of `train`.

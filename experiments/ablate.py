@@ -93,8 +93,8 @@ def ablate(
     _alone(folders.open_run, folder, sweep)
     _in_step("opened")
     store = Store(folder, lanes)
-    facts = _facts(sweep, data, command, len(lanes))
-    run = _Run(sweep, folder, machine, task, data, store, facts)
+    known = facts(sweep, data.units, data.splits, command, len(lanes), data.source)
+    run = _Run(sweep, folder, machine, task, data, store, known)
     with watch(len(lanes), sweep.base.train.epochs) as watcher:
         done = all(
             run.train(part, number, watcher) for number, part in enumerate(parts)
@@ -207,15 +207,15 @@ class _Run:
 
     def _note(self, part: Part, program: Program, seconds: float) -> None:
         """Adds what a program took to run.json."""
-        took = {
-            "setting": part.structure,
-            "lanes": len(part.lanes),
-            "resident": program.resident,
-            "compiles": program.compiles,
-            "compile_seconds": round(program.compile_seconds, 2),
-            "train_seconds": round(seconds, 2),
-            "megabytes": round(program.needed * program.mesh.local_mesh.size / 1e6, 1),
-        }
+        took = folders.took(
+            part.structure,
+            lanes=len(part.lanes),
+            resident=program.resident,
+            compiles=program.compiles,
+            compile_seconds=program.compile_seconds,
+            train_seconds=seconds,
+            needed=program.needed * program.mesh.local_mesh.size,
+        )
         self.programs = [*self.programs, took]
         self._write()
 
@@ -225,16 +225,32 @@ class _Run:
         _alone(folders.write_run, self.folder, self.facts | here)
 
 
-def _facts(sweep: Sweep, data: Data, command: str, lanes: int) -> dict[str, Any]:
-    """What run.json says of a run before it begins."""
+def facts(
+    sweep: Sweep,
+    units: dict[str, str],
+    data: Any,
+    command: str,
+    lanes: int,
+    source: str = "",
+) -> dict[str, Any]:
+    """Returns what run.json says of a run before it begins.
+
+    Args:
+        sweep: what is trained.
+        units: of each metric, the loss first.
+        data: pytree of the arrays that are learned from.
+        command: the command line.
+        lanes: how many.
+        source: where the data come from.
+    """
     return {
         "command": command,
         "task": {
             "name": sweep.base.task.name,
-            "loss": next(iter(data.units)),
-            "units": data.units,
-            "source": data.source,
-            "data": fingerprint(data.splits),
+            "loss": next(iter(units)),
+            "units": units,
+            "source": source,
+            "data": fingerprint(data),
         },
         "axes": sweep.axes,
         "seeds": sweep.seeds,

@@ -28,7 +28,6 @@ LEAVES = re.compile(
 SHARED = re.compile(
     r"seed|task\..*|train\.(epochs|evaluate_every|checkpoint_every|validation)"
 )
-SEEDS = 4
 MOST_LANES = 1_000_000
 
 
@@ -99,7 +98,7 @@ def load(path: Path) -> dict:
         raise ConfigError(f"{path}: not a TOML file: {error}.") from None
 
 
-def sweep(raw: dict, source: str, kind: type = Config) -> Sweep:
+def sweep(raw: dict, source: str, kind: Any = Config) -> Sweep:
     """Builds a sweep from plain data, in which a list is an axis.
 
     `seeds` is a number of seeds, or a list of them.
@@ -114,7 +113,7 @@ def sweep(raw: dict, source: str, kind: type = Config) -> Sweep:
             field cannot be an axis; its text starts with `source`.
     """
     flat = flatten(raw)
-    seeds = _seeds(flat.pop("seeds", default_seeds(kind)), source)
+    seeds = _seeds(flat.pop("seeds", kind.SEEDS), source)
     several = {p: tuple(v) for p, v in flat.items() if isinstance(v, list | tuple)}
     for path, values in several.items():
         _check_axis(path, values, source)
@@ -130,11 +129,6 @@ def sweep(raw: dict, source: str, kind: type = Config) -> Sweep:
         for value in values:
             _config(found, {path: value}, seeds[0])
     return found
-
-
-def default_seeds(kind: type) -> int:
-    """Returns how many seeds a config of a kind has that does not say."""
-    return SEEDS if kind is Config else 1
 
 
 def flatten(raw: dict, prefix: str = "") -> dict[str, Any]:

@@ -50,14 +50,14 @@ def plain(values: Any) -> dict:
     return axes.nest({p: v[0] if len(v) == 1 else list(v) for p, v in flat.items()})
 
 
-def defaults(path: Path | None, kind: type = Config) -> Any:
+def defaults(path: Path | None, kind: Any = Config) -> Any:
     """Returns the options of a kind of config.
 
     Args:
         path: a file that has their values, which are checked; None leaves them.
         kind: the dataclass.
     """
-    blank = several(kind)(seeds=(axes.default_seeds(kind),))
+    blank = several(kind)(seeds=(kind.SEEDS,))
     if path is None:
         return blank
     raw = axes.load(path)

@@ -7,8 +7,9 @@ are refused here, before anything is compiled.
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -39,11 +40,16 @@ def _known_method(name: str) -> str:
     return name
 
 
-def _known_sites(names: str) -> str:
-    sites = [f.name for f in fields(Dropout) if f.name not in ("method", "rate")]
+def check_sites(names: str, sites: Sequence[str]) -> str:
+    """Returns names with spaces between them; raises a ValueError if one is no site."""
     if unknown := [name for name in names.split() if name not in sites]:
         raise ValueError(f"no such site {unknown[0]}; there are {', '.join(sites)}")
     return names
+
+
+def _known_sites(names: str) -> str:
+    sites = [f.name for f in fields(Dropout) if f.name not in ("method", "rate")]
+    return check_sites(names, sites)
 
 
 def _whole_evaluations(train: "Train") -> "Train":
@@ -203,6 +209,8 @@ class Train:
 @dataclass(frozen=True)
 class Config:
     """One lane: a network, its noise, and how it is trained on what."""
+
+    SEEDS: ClassVar[int] = 4  # of a sweep that does not say
 
     seeds: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seeds of every setting: one number is how many, several are which. Lanes of one

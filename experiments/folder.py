@@ -65,6 +65,28 @@ def read_sweep(folder: Path, kind: type = Config) -> Sweep:
     return axes.sweep(axes.load(path), str(path), kind)
 
 
+def took(
+    setting: dict[str, Any],
+    *,
+    lanes: int,
+    resident: int,
+    compiles: int,
+    compile_seconds: float,
+    train_seconds: float,
+    needed: int,
+) -> dict[str, Any]:
+    """Returns what run.json says of a program: of `needed` bytes of memory, say."""
+    return {
+        "setting": setting,
+        "lanes": lanes,
+        "resident": resident,
+        "compiles": compiles,
+        "compile_seconds": round(compile_seconds, 2),
+        "train_seconds": round(train_seconds, 2),
+        "megabytes": round(needed / 1e6, 1),
+    }
+
+
 def write_run(folder: Path, facts: dict[str, Any]) -> None:
     """Writes what there is to know of a run besides its results."""
     write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")

@@ -26,14 +26,18 @@ def keys(config: SecondPass, key, first: rdrop.StreamKeys) -> rdrop.StreamKeys |
     """Returns the keys of the second pass; None where it is without noise.
 
     Args:
-        config: what it shares with the first.
+        config: what it shares with the first: sites of cells, or names of what lies
+            outside them and is drawn from the stream of inputs.
         key: that `first` was made of.
         first: the keys of the first pass.
     """
     if config.penalty == "expectation_linear":
         return None
     second = rdrop.stream_keys(jax.random.fold_in(key, 1))
-    return second.sharing(first, *config.shares.split())
+    names = config.shares.split()
+    second = second.sharing(first, *(name for name in names if name in SITES))
+    outside = {name: first.inputs for name in names if name not in SITES}
+    return second.replace(sites={**second.sites, **outside})
 
 
 def weights(

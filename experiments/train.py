@@ -249,6 +249,21 @@ def evaluate(training: Training, params, dropout: Dropout, batch: Batch) -> Metr
     return {name: total.sum() / weights.sum() for name, total in totals.items()}
 
 
+def diverged(before, step, loss, gradients: Any, params: Any) -> Int[Array, ""]:
+    """Returns the first step that was not finite, `NEVER` if none was.
+
+    Args:
+        before: what it was at the step before.
+        step: of the arguments that follow.
+        loss: with all that is added to it.
+        gradients: of that step.
+        params: after it.
+    """
+    size = loss + optax.tree.norm((gradients, params))
+    first = (before == NEVER) & ~jnp.isfinite(size)
+    return jnp.where(first, step, before)
+
+
 def with_rates(dropout: Dropout, logits: dict[str, Any]) -> Dropout:
     """Returns the noise with the rates that are learned in their places."""
     if not logits:
@@ -281,9 +296,7 @@ def _make_epochs(training, shard):
             gradients, opt_state, params
         )
         params = optax.apply_updates(params, updates)
-        size = priced + optax.tree.norm((gradients, params))
-        first = (diverged_at == NEVER) & ~jnp.isfinite(size)
-        diverged_at = jnp.where(first, step, diverged_at)
+        diverged_at = diverged(diverged_at, step, priced, gradients, params)
         return (params, opt_state, diverged_at), loss
 
     def epoch(state, lane, index):

@@ -41,6 +41,13 @@ def fresh_caches():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def as_users_run_it():
+    """In float32 and with JAX's usual promotion, which optax needs."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -17,17 +17,11 @@ from experiments.task import Batch
 from experiments.tasks import find, japanese_vowels, label
 from experiments.train import make_train, make_training, take
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 NOISE = {"dropout.inputs.rate": 0.3, "dropout.recurrent.rate": 0.5}
 SMALL = {"seeds": 1, "model.units": 4, "model.cell": "simple"}
 KEY = jax.random.key(3)
 TWO = ("fraternal", "r_drop")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_run_it():
-    """In float32 and with JAX's usual promotion, which optax needs."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture(scope="module")

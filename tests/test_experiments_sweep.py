@@ -14,19 +14,13 @@ from experiments import axes, sweep
 from experiments.config import ConfigError
 from experiments.tasks import find
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 SMALL = {
     "seeds": 2,
     "model": {"units": 4},
     "dropout": {"inputs": {"rate": [0.0, 0.5]}, "recurrent": {"rate": [0.0, 0.5]}},
     "train": {"epochs": 2, "evaluate_every": 1},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_run_it():
-    """In float32 and with JAX's usual promotion, which optax needs."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def compiled(raw=SMALL, **options):

@@ -16,18 +16,12 @@ from experiments.sweep import make_lanes
 from experiments.tasks import find
 from experiments.train import NEVER, evaluate, make_train, make_training
 
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
 SMALL = {
     "seeds": 1,
     "model": {"units": 4},
     "train": {"epochs": 2, "evaluate_every": 1},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_run_it():
-    """In float32 and with JAX's usual promotion, which optax needs."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ any field may have several values, which `experiments.axes` makes lanes of.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, with_config
 
@@ -18,33 +18,22 @@ from experiments.config import (
     Rate,
     StateNoise,
     WeightNoise,
+    check_sites,
 )
 from experiments.config import SecondPass as AnySecondPass
+from experiments.network import SITES
 
-SHARED = (
-    "words",
-    "inputs",
-    "outputs",
-    "input_weights",
-    "recurrent",
-    "update",
-    "gates",
-    "cell_state",
-    "hidden_state",
-    "recurrent_weights",
-)
+SHARED = ("words", *SITES)  # what two passes may share
 
 
-def _tied_to_a_size(model: "Model") -> "Model":
+def _has_a_top(model: "Model") -> "Model":
     if model.top_units and model.layers == 1:
         raise ValueError("top_units must be 0 where there is one layer")
     return model
 
 
 def _known_sites(names: str) -> str:
-    if unknown := [name for name in names.split() if name not in SHARED]:
-        raise ValueError(f"no such site {unknown[0]}; there are {', '.join(SHARED)}")
-    return names
+    return check_sites(names, SHARED)
 
 
 @with_config(STRICT)
@@ -197,14 +186,14 @@ class Train:
 class Config:
     """One language model."""
 
+    SEEDS: ClassVar[int] = 1  # of a sweep that does not say
+
     seeds: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seeds of every setting: one number is how many, several are which."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Root of all random numbers."""
     task: Task = field(default_factory=Task)
-    model: Annotated[Model, AfterValidator(_tied_to_a_size)] = field(
-        default_factory=Model
-    )
+    model: Annotated[Model, AfterValidator(_has_a_top)] = field(default_factory=Model)
     dropout: Dropout = field(default_factory=Dropout)
     second_pass: SecondPass = field(default_factory=SecondPass)
     train: Train = field(default_factory=Train)

@@ -8,19 +8,25 @@ References:
         2018. arXiv:1708.02182; section 5, and main.py of their code.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from experiments.config import ConfigError
 from experiments.language.config import Task, Train
+from experiments.text import read_text
 
 SPLITS = ("train", "valid", "test")
 END, SPACE, UNKNOWN = "<eos>", "_", "<unk>"
+UNITS = {
+    "words": {"nll": "nats a word", "perplexity": ""},
+    "characters": {"nll": "nats a character", "bits": "bits a character"},
+}
 SHORTEST = 5  # steps of a window whose length is drawn
 SPREAD = 5  # standard deviation of its length
 
@@ -72,7 +78,7 @@ def load(task: Task) -> Corpus:
         ConfigError: the folder or a file is missing or not text, or a token is neither
             in the training text nor replaced there by "<unk>".
     """
-    texts = {split: _read(_path(task.data, split)) for split in SPLITS}
+    texts = {split: _text(_path(task.data, split)) for split in SPLITS}
     tokens = {split: list(_tokens(text, task.name)) for split, text in texts.items()}
     counts = Counter(tokens["train"])
     vocabulary = sorted(counts, key=lambda token: (-counts[token], token))
@@ -119,7 +125,7 @@ def windows(train: Train, steps: int, seed: Sequence[int]) -> Windows:
 
     With `train.vary_window`, lengths are drawn as in [1]: normal around `window`, or
     half of it for 5 %, with a standard deviation of 5, in [5, `longest(train)`].
-    Otherwise steps that do not fill a window are left out, unless there is none.
+    Otherwise steps that do not fill a window are left out.
 
     Args:
         train: how.
@@ -127,10 +133,8 @@ def windows(train: Train, steps: int, seed: Sequence[int]) -> Windows:
         seed: what is drawn from.
     """
     if not train.vary_window:
-        count = max(1, steps // train.window)
-        starts = np.arange(count, dtype=np.int32) * train.window
-        lengths = np.minimum(train.window, steps - starts)
-        return Windows(starts, lengths.astype(np.int32))
+        starts = np.arange(steps // train.window, dtype=np.int32) * train.window
+        return Windows(starts, np.full_like(starts, train.window))
     generator = np.random.default_rng(seed)
     drawn: list[int] = []
     left = steps
@@ -148,6 +152,14 @@ def longest(train: Train) -> int:
     return train.window + 4 * SPREAD * train.vary_window
 
 
+def quoted(task: Task, nll: Any) -> dict[str, Any]:
+    """Returns what people quote of a mean loss, by its name; numbers or arrays."""
+    if task.name == "characters":
+        return {"bits": nll / math.log(2)}
+    with np.errstate(over="ignore"):
+        return {"perplexity": np.exp(nll)}
+
+
 def _path(data: str, split: str) -> Path:
     """Returns the one text file of a folder that is named after a split."""
     expected = (
@@ -163,13 +175,8 @@ def _path(data: str, split: str) -> Path:
     return found[0]
 
 
-def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: must be UTF-8 text: {error}.") from None
+def _text(path: Path) -> str:
+    text = read_text(path)
     if not text.split():
         raise ConfigError(f"{path}: must be a text, got nothing in it.")
     return text

@@ -11,7 +11,6 @@ References:
         rates and temperatures.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from experiments import folder as folders
 from experiments.config import ConfigError
 from experiments.language import parameters
 from experiments.language.config import Config
-from experiments.language.corpus import Rows, load, whole_rows
+from experiments.language.corpus import Rows, load, quoted, whole_rows
 from experiments.language.model import LanguageModel, Noise, make_model, noises
 from experiments.language.train import (
     blank_carry,
@@ -97,13 +96,24 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
     )
     scaled = scale_rates(noises([config])[0], options.noise)
     wanted = [(0, 1.0)] + [(k, p) for k in options.passes for p in options.powers]
+    deterministic = jax.jit(make_evaluate(model, window))
+    held = options.masks == "text"
+    sampled = jax.jit(make_montecarlo(model, window, options.chunk, held))
+    root, most = jax.random.key(options.seed), max(options.passes, default=1)
+    keys = jax.vmap(lambda k: jax.random.fold_in(root, k))(jnp.arange(most))
     found, path = [], folder / EVALUATIONS
     earlier = read(path)
     for passes, power in wanted:
+
+        def judge(rows, temperature, passes=passes, power=power):
+            if not passes:
+                return float(deterministic(params, scaled, rows, temperature))
+            some = keys[:passes]
+            return float(sampled(params, scaled, rows, some, power, temperature))
+
         with console.status(f"{passes} passes" if passes else "deterministic"):
-            judge = _judge(model, params, scaled, passes, power, options, window)
             temperature = _temperature(judge, valid, options.temperature)
-            nll = float(judge(rows, temperature))
+            nll = judge(rows, temperature)
         found.append(_record(config, options, passes, power, temperature, nll))
         write(path, [*earlier, *found])
     _show(found)
@@ -134,8 +144,8 @@ def make_montecarlo(
                 at = key if held else jax.random.fold_in(key, number)
                 streams = rdrop.stream_keys(at).replace(step=step if held else 0)
                 reading = model.apply(params, columns.inputs, noise, streams, carry)
-                logits = reading.logits / temperature
-                return jax.nn.log_softmax(logits), reading.carry
+                found = rdrop.calibration.temper(reading.logits, temperature)
+                return found, reading.carry
 
             prediction, carries = rdrop.montecarlo.predict(
                 one, (keys, carries), power=power, chunk=chunk, has_aux=True
@@ -185,26 +195,12 @@ def _config(folder: Path, lane: int) -> Config:
     return sweep.lanes()[lane - 1].config
 
 
-def _judge(model, params, noise, passes, power, options, window):
-    """Returns (rows, temperature) -> mean nll, compiled once for all temperatures."""
-    if not passes:
-        function = jax.jit(make_evaluate(model, window))
-        return functools.partial(function, params, noise)
-    held = options.masks == "text"
-    function = jax.jit(make_montecarlo(model, window, options.chunk, held))
-    root = jax.random.key(options.seed)
-    keys = jax.vmap(lambda k: jax.random.fold_in(root, k))(jnp.arange(passes))
-    return lambda rows, temperature: function(
-        params, noise, rows, keys, power, temperature
-    )
-
-
 def _temperature(judge, valid: Rows, temperature) -> float:
     """The temperature to use: the best for the validation text if it is tuned."""
     if temperature != "tuned":
         return temperature
     found = minimize_scalar(
-        lambda log: float(judge(valid, math.exp(log))),
+        lambda log: judge(valid, math.exp(log)),
         bounds=(math.log(COLDEST), math.log(HOTTEST)),
         method="bounded",
         options={"xatol": 1e-3},
@@ -213,27 +209,18 @@ def _temperature(judge, valid: Rows, temperature) -> float:
 
 
 def _record(config, options, passes, power, temperature, nll) -> dict[str, Any]:
-    quoted = math.exp(nll) if config.task.name == "words" else nll / math.log(2)
-    return (
-        asdict(options)
-        | {
-            "passes": passes,
-            "powers": power if passes else None,
-            "temperature": temperature,
-            "nll": nll,
-            "perplexity" if config.task.name == "words" else "bits": quoted,
-        }
-        | environment()
-    )
+    figures = {"temperature": temperature, "nll": nll} | quoted(config.task, nll)
+    which = {"passes": passes, "powers": power if passes else None}
+    return asdict(options) | which | figures | environment()
 
 
 def _show(found: Sequence[dict]) -> None:
     """Prints a table."""
-    quoted = "perplexity" if "perplexity" in found[0] else "bits"
-    table = rich.table.Table("passes", "mean", "temperature", "nll", quoted)
+    name = "perplexity" if "perplexity" in found[0] else "bits"
+    table = rich.table.Table("passes", "mean", "temperature", "nll", name)
     for line in found:
         power = line["powers"]
         mean = "" if power is None else MEANS.get(power, f"power {power:g}")
-        figures = (f"{line[name]:.4f}" for name in ("temperature", "nll", quoted))
+        figures = (f"{line[of]:.4f}" for of in ("temperature", "nll", name))
         table.add_row(str(line["passes"] or "deterministic"), mean, *figures)
     console.print(table)

@@ -25,18 +25,10 @@ from jaxtyping import Array, Float, Int, Key
 import rdrop
 from experiments.config import ConfigError
 from experiments.language.config import Config, Model
-from experiments.network import CELLS, noise_of
+from experiments.network import CELLS, SITES, noise_of
 from experiments.task import Arrays
 
-LAYER_SITES = (
-    "input_weights",
-    "recurrent",
-    "update",
-    "gates",
-    "cell_state",
-    "hidden_state",
-    "recurrent_weights",
-)
+LAYER_SITES = tuple(site for site in SITES if site not in ("inputs", "outputs"))
 SOFTMAX = ("embedding", "readout", "bias")
 
 

@@ -4,7 +4,6 @@ The lanes of a config are trained one after the other, those of one structure by
 compiled program. A training that was ended goes on in the midst of an epoch.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import folder as folders
-from experiments.ablate import Part, conclude, divide
+from experiments.ablate import Part, conclude, divide, facts
 from experiments.axes import Lane as Setting
 from experiments.axes import Sweep
 from experiments.checkpoints import Checkpoints, conditions
 from experiments.config import ConfigError
 from experiments.language import parameters
-from experiments.language.corpus import Corpus, load
+from experiments.language.corpus import UNITS, load, quoted
 from experiments.language.optimisers import average, decays, is_non_monotone
 from experiments.language.program import Plan, Program, Progress, pace
 from experiments.language.train import Lane, Pace
@@ -32,14 +31,6 @@ from experiments.train import NEVER
 SECONDS_A_CALL = 2.0  # after which progress is shown, and Ctrl-C heard
 SECONDS_A_CHECKPOINT = 60.0
 MOST_WINDOWS = 2**31 - 1
-UNITS = {
-    "words": {"nll": "nats a word", "perplexity": ""},
-    "characters": {"nll": "nats a character", "bits": "bits a character"},
-}
-QUOTED: dict[str, Callable] = {
-    "perplexity": jnp.exp,
-    "bits": lambda nats: nats / math.log(2),
-}
 
 
 def train(
@@ -79,8 +70,9 @@ def train(
     for program in programs:
         program.check()
     folders.open_run(folder, sweep)
-    facts = _facts(sweep, corpus, command, len(lanes))
-    run = _Run(folder, Store(folder, lanes), facts, stop_after)
+    units = UNITS[sweep.base.task.name]
+    known = facts(sweep, units, corpus[1:], command, len(lanes))
+    run = _Run(folder, Store(folder, lanes), known, stop_after)
     with watch(len(lanes), sweep.base.train.epochs) as watcher:
         done = all(
             run.train(part, program, watcher)
@@ -126,15 +118,15 @@ class _Run:
         compiling, needed = program.compile()
         begun = time.perf_counter()
         done = all(self._lane(part, place, program, watcher) for place in left)
-        took = {
-            "setting": part.structure,
-            "lanes": len(part.lanes),
-            "resident": 1,
-            "compiles": 1,
-            "compile_seconds": round(compiling, 2),
-            "train_seconds": round(time.perf_counter() - begun, 2),
-            "megabytes": round(needed / 1e6, 1),
-        }
+        took = folders.took(
+            part.structure,
+            lanes=len(part.lanes),
+            resident=1,
+            compiles=1,
+            compile_seconds=compiling,
+            train_seconds=time.perf_counter() - begun,
+            needed=needed,
+        )
         self.programs = [*self.programs, took]
         self._write()
         return done
@@ -317,12 +309,11 @@ class _Training:
 
     def _metrics(self) -> dict[str, np.ndarray]:
         """The losses of each epoch, of the parameters kept; and what people quote."""
-        loss, quoted = UNITS[self.setting.config.task.name]
-        change = QUOTED[quoted]
-        metrics = {f"train_{loss}": np.asarray(self.progress.train)}
+        metrics = {"train_nll": np.asarray(self.progress.train)}
         for split, losses in ("valid", "kept"), ("test", "test"):
             values = np.asarray(getattr(self.progress, losses))
-            metrics |= {f"{split}_{loss}": values, f"{split}_{quoted}": change(values)}
+            both = {"nll": values} | quoted(self.setting.config.task, values)
+            metrics |= {f"{split}_{name}": value for name, value in both.items()}
         if self.options.keep == "best":
             metrics["epoch_nll"] = np.asarray(self.progress.valid)
         return metrics
@@ -343,22 +334,3 @@ class _Training:
     def _save(self) -> None:
         self.saved.save(int(self.progress.state.window), self.progress)
         self.saved_at = time.monotonic()
-
-
-def _facts(sweep: Sweep, corpus: Corpus, command: str, lanes: int) -> dict[str, Any]:
-    """What run.json says of a run before it begins."""
-    units = UNITS[sweep.base.task.name]
-    return {
-        "command": command,
-        "task": {
-            "name": sweep.base.task.name,
-            "loss": next(iter(units)),
-            "units": units,
-            "source": "",
-            "data": fingerprint(corpus[1:]),
-        },
-        "axes": sweep.axes,
-        "seeds": sweep.seeds,
-        "lanes": lanes,
-        "epochs": sweep.base.train.epochs,
-    }

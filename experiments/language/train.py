@@ -4,7 +4,6 @@ An epoch reads the rows of the training text window by window, in one compiled l
 carry is handed on, and no gradient goes back beyond the window.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from experiments.language.corpus import Rows, Windows, longest
 from experiments.language.model import LanguageModel, Noise, Reading, init, make_model
 from experiments.language.optimisers import make_optimiser
 from experiments.task import Arrays
-from experiments.train import NEVER
+from experiments.train import NEVER, diverged
 
 
 class Lane(NamedTuple):
@@ -138,8 +137,6 @@ class Training(NamedTuple):
             gradients, state.opt_state, state.params, triggered=pace.averaging
         )
         params = optax.apply_updates(state.params, updates)
-        size = priced + optax.tree.norm((gradients, params))
-        first = (state.diverged_at == NEVER) & ~jnp.isfinite(size)
         return State(
             params,
             opt_state,
@@ -147,7 +144,7 @@ class Training(NamedTuple):
             state.window + 1,
             state.nll + nll,
             state.tokens + train.batch * steps,
-            jnp.where(first, state.window, state.diverged_at),
+            diverged(state.diverged_at, state.window, priced, gradients, params),
         )
 
     def _loss(self, params, lane, inputs, targets, length, carry, passes):
@@ -191,12 +188,7 @@ class Training(NamedTuple):
         noise = jax.random.fold_in(lane.key, 2)
         key = jax.random.fold_in(noise, epoch if held else window)
         first = rdrop.stream_keys(key)
-        config = self.config.second_pass
-        names = [name for name in config.shares.split() if name != "words"]
-        of_cells = dataclasses.replace(config, shares=" ".join(names))
-        second = second_pass.keys(of_cells, key, first)
-        if second is not None and "words" in config.shares.split():
-            second = second.replace(sites=second.sites | {"words": first.inputs})
+        second = second_pass.keys(self.config.second_pass, key, first)
         step = start if held else 0
         return tuple(keys and keys.replace(step=step) for keys in (first, second))
 

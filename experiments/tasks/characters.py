@@ -16,6 +16,7 @@ from experiments.config import ConfigError
 from experiments.config import Task as Options
 from experiments.task import Batch, Data
 from experiments.tasks.label import score
+from experiments.text import read_text
 
 __all__ = ["inputs", "load", "score"]
 
@@ -64,15 +65,7 @@ def inputs(batch: Batch) -> Float[Array, "B T D"]:
 def _read(data: str) -> str:
     if not data:
         raise ConfigError("task.data: must name a text file, got ''.")
-    try:
-        return Path(data).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{data}: {error.strerror or error}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{data}: must be UTF-8 text, got byte {error.object[error.start]:#04x} "
-            f"at position {error.start}."
-        ) from None
+    return read_text(Path(data))
 
 
 def _cut(text: str) -> list[Int[np.ndarray, "_"]]:
