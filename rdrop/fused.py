@@ -25,13 +25,8 @@ from jaxtyping import Array, Bool, Float
 
 from rdrop.buffer import empty, put, take
 from rdrop.cells import Cell, Weights, mask_units
-from rdrop.cells.base import (
-    Carry,
-    Linear,
-    kernel_gradient,
-    masked_matmul,
-    transposed_matmul,
-)
+from rdrop.cells.base import Carry, Linear
+from rdrop.cells.masking import kernel_gradient, masked_matmul, transposed_matmul
 from rdrop.dropout import Masks
 from rdrop.noise import Mix
 from rdrop.scan import align, changing, merge, pass_padding, plain_scan

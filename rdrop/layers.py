@@ -1,31 +1,28 @@
-"""Layers: a cell run over whole sequences, in both directions, and stacked.
+"""Layers: a cell run over whole sequences, in both directions, and stacked, in linen.
 
-Masks are drawn in bulk before the time loop, and the input projection of all steps is
-one matrix product; both give what the cell gives step by step. Layer and direction are
-part of every key, so no two layers or directions share a mask.
+They own the parameters, and take keys from the rng collections where none are given;
+what they run is in `rdrop.unroll`.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
 
-from rdrop.cells import Cell, MinGRUCell, mask_units
-from rdrop.cells.base import Carry, check_carry, drop_weights
-from rdrop.dropout import Dropout, Masks, resolve
-from rdrop.fused import fused_scan
+from rdrop.cells import Cell
+from rdrop.cells.base import Carry
 from rdrop.keys import StreamKeys
-from rdrop.scan import affine_scan, align, plain_scan
-
-Noise: TypeAlias = Dropout | Masks | None
-Loop: TypeAlias = Literal["fused", "recompute", "plain"]
-# Loose on purpose: wrong ranks and lengths get this module's own errors.
-Xs: TypeAlias = Float[Array, "..."]
+from rdrop.unroll import (
+    Loop,
+    Noise,
+    Xs,
+    check_distinct,
+    check_loop,
+    run_both_ways,
+    run_in_turn,
+    unroll,
+)
 
 
 class RNN(nn.Module):
@@ -49,6 +46,7 @@ class RNN(nn.Module):
             supply its derivative.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> from rdrop import LSTMCell
         >>> rnn, xs = RNN(LSTMCell(8)), jnp.ones((2, 5, 3))
         >>> params = rnn.init(jax.random.key(0), xs)
@@ -63,7 +61,7 @@ class RNN(nn.Module):
     loop: Loop = "fused"
 
     def __post_init__(self):
-        _check_loop(self.loop, self.cell)
+        check_loop(self.loop, self.cell)
         super().__post_init__()
 
     def setup(self):  # noqa: D102
@@ -83,9 +81,10 @@ class RNN(nn.Module):
         Args:
             xs: the inputs, [B, T, D], or [T, B, D] if `time_major`.
             dropout: where noise enters; or `Masks` of the whole sequence, used as they
-                are.
+                are. By default that of the cell.
             keys: explicit keys; `keys.step` is the absolute index of xs's first step.
-                No keys, no noise: the expectation is evaluated.
+                By default keys of the rng collections `inputs` and `recurrent`, if the
+                module has them. No keys, no noise: the expectation is evaluated.
             initial_carry: as the cell's `initialize_carry` makes it; zeros by default.
             lengths: int[B], number of valid steps of each sequence, in [0, T]. Later
                 steps are padding: they change nothing, and their outputs are zero.
@@ -97,37 +96,22 @@ class RNN(nn.Module):
         Raises:
             TypeError: `keys` are not typed, or `dropout` is of another type.
             ValueError: wrong ranks or sizes, lengths outside [0, T], a site that the
-                cell has not, or a rate that does not broadcast.
+                cell has not, or a rate that does not broadcast; one rng collection
+                without the other.
         """
-        xs = jnp.asarray(xs)
-        if xs.ndim != 3:
-            axes = "[T, B, D]" if self.time_major else "[B, T, D]"
-            raise ValueError(f"`xs` must have the axes {axes}, got shape {xs.shape}.")
-        cell, axis = self.cell, 0 if self.time_major else 1
-        time, batch, features = xs.swapaxes(0, axis).shape
-        if isinstance(keys, StreamKeys) and self.reverse:
-            keys = keys.replace(direction="backward")
-        carry = initial_carry
-        if carry is None:
-            carry = cell.initialize_carry(jax.random.key(0), (batch, features))
-        check_carry("initial_carry", carry, cell, (batch, features))
-        valid = None
-        if lengths is not None:
-            valid = _valid(lengths, time, batch)
-            xs = jnp.where(valid.swapaxes(0, axis)[..., None], xs, 0)
-        masks = resolve(dropout, keys, cell.sites(features), batch, time)
-        weights = drop_weights(cell.weights(xs, "xs"), masks)
-        carry, ys = self._loop()(
-            cell, weights, carry, xs, _inside(masks), valid, self.reverse, axis
+        dropout, keys = self.cell.noise(dropout, keys)
+        return unroll(
+            self.cell,
+            partial(self.cell.weights, name="xs"),
+            xs,
+            dropout,
+            keys,
+            initial_carry=initial_carry,
+            lengths=lengths,
+            time_major=self.time_major,
+            reverse=self.reverse,
+            loop=self.loop,
         )
-        return carry, mask_units(ys, align(masks.outputs, axis))
-
-    def _loop(self):
-        if isinstance(self.cell, MinGRUCell):
-            return _affine
-        if self.loop == "plain" or not self.cell.is_linearised():
-            return plain_scan
-        return partial(fused_scan, recompute=self.loop == "recompute")
 
 
 class Bidirectional(nn.Module):
@@ -152,9 +136,9 @@ class Bidirectional(nn.Module):
     loop: Loop = "fused"
 
     def __post_init__(self):
-        _check_distinct("forward, backward", (self.forward, self.backward))
+        check_distinct("forward, backward", (self.forward, self.backward))
         for cell in (self.forward, self.backward):
-            _check_loop(self.loop, cell)
+            check_loop(self.loop, cell)
         super().__post_init__()
 
     @nn.compact
@@ -179,21 +163,22 @@ class Bidirectional(nn.Module):
         Returns:
             The pair of final carries, and the outputs of both side by side, [..., 2H].
         """
-        noises = _spread("dropout", dropout, 2)
-        carries = _spread("initial_carry", initial_carry, 2)
-        rnns = [
+        forward, backward = (
             RNN(cell, self.time_major, reverse, self.loop, name=name)
             for cell, reverse, name in (
                 (self.forward, False, "forward_rnn"),
                 (self.backward, True, "backward_rnn"),
             )
-        ]
-        results = [
-            rnn(xs, noise, keys, initial_carry=carry, lengths=lengths)
-            for rnn, noise, carry in zip(rnns, noises, carries, strict=True)
-        ]
-        (forward, ys), (backward, zs) = results
-        return (forward, backward), jnp.concatenate([ys, zs], axis=-1)
+        )
+        return run_both_ways(
+            forward,
+            backward,
+            xs,
+            dropout,
+            keys,
+            initial_carry=initial_carry,
+            lengths=lengths,
+        )
 
 
 class Stack(nn.Module):
@@ -209,6 +194,7 @@ class Stack(nn.Module):
         ValueError: one and the same module is there twice.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> from rdrop import LSTMCell
         >>> layers = Stack([RNN(LSTMCell(8)), RNN(LSTMCell(4))])
         >>> params = layers.init(jax.random.key(0), jnp.ones((2, 5, 3)))
@@ -220,13 +206,13 @@ class Stack(nn.Module):
     layers: Sequence[RNN | Bidirectional]
 
     def __post_init__(self):
-        _check_distinct("layers", self.layers)
+        check_distinct("layers", self.layers)
         super().__post_init__()
 
     def __call__(
         self,
         xs: Xs,
-        dropout: Noise | Sequence[Noise] = None,
+        dropout: Noise | Sequence[Noise | Sequence[Noise]] = None,
         keys: StreamKeys | None = None,
         *,
         initial_carry: Sequence[Carry] | None = None,
@@ -236,7 +222,8 @@ class Stack(nn.Module):
 
         Args:
             xs: the inputs.
-            dropout: one for all layers, or a sequence of one a layer.
+            dropout: one for all layers, or a sequence of one a layer, which may be a
+                pair for a layer of two directions.
             keys: explicit keys; layer n has `keys.layer + n`.
             initial_carry: a sequence of one carry a layer, or None.
             lengths: int[B], number of valid steps of each sequence.
@@ -244,81 +231,11 @@ class Stack(nn.Module):
         Returns:
             The final carries, one a layer, and the outputs of the last layer.
         """
-        count = len(self.layers)
-        noises = _spread("dropout", dropout, count)
-        carries = _spread("initial_carry", initial_carry, count)
-        final = []
-        for depth, layer in enumerate(self.layers):
-            at_depth = keys
-            if isinstance(keys, StreamKeys):
-                at_depth = keys.replace(layer=keys.layer + depth)
-            carry, xs = layer(
-                xs,
-                noises[depth],
-                at_depth,
-                initial_carry=carries[depth],
-                lengths=lengths,
-            )
-            final.append(carry)
-        return tuple(final), xs
-
-
-def _inside(masks: Masks) -> Masks:
-    """The masks still to be applied: weights have been, outputs will be."""
-    return masks.replace(outputs=None, input_weights=None, recurrent_weights=None)
-
-
-def _affine(cell, weights, carry, xs, masks, valid, reverse, axis):
-    """All steps at once, for a cell that is affine in its state."""
-    zs = cell.project(weights, xs, align(masks, axis)).astype(carry.dtype)
-    zs = zs.swapaxes(0, axis)
-    before, after = affine_scan(*cell.affine(zs, masks), carry, valid, reverse)
-    _, ys = cell.step(weights, before, zs, masks)
-    if valid is not None:
-        ys = jnp.where(valid[..., None], ys, 0)
-    return after[0 if reverse else -1], ys.swapaxes(0, axis)
-
-
-def _check_loop(loop: str, cell: Cell) -> None:
-    if loop not in (words := get_args(Loop)):
-        raise ValueError(f"`loop` must be one of {words}, got {loop!r}.")
-    if loop == "recompute" and not cell.is_linearised():
-        raise ValueError(
-            f'`loop` must be "fused" or "plain" for {type(cell).__name__}, which does '
-            'not supply its derivative, got "recompute".'
+        return run_in_turn(
+            self.layers,
+            xs,
+            dropout,
+            keys,
+            initial_carry=initial_carry,
+            lengths=lengths,
         )
-
-
-def _check_distinct(name: str, modules: Sequence[nn.Module]) -> None:
-    """Raises where one module stands twice, as it would have one set of parameters."""
-    if len({id(module) for module in modules}) < len(modules):
-        raise ValueError(
-            f"`{name}` must be modules of their own, got one and the same twice."
-        )
-
-
-def _spread(name: str, value, count: int) -> Sequence[Any]:
-    """One value for each of `count` layers or directions."""
-    if not isinstance(value, (tuple, list)):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(
-            f"`{name}` must have {count} entries, one for each, got {len(value)}."
-        )
-    return value
-
-
-def _valid(lengths, time: int, batch: int) -> Bool[Array, "T B"]:
-    """Which steps are not padding; checks lengths whose values are known."""
-    lengths = lengths if hasattr(lengths, "dtype") else np.asarray(lengths)
-    if lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(
-            f"`lengths` must be integers of shape [B] = ({batch},), got "
-            f"{lengths.dtype}{list(lengths.shape)}."
-        )
-    if not isinstance(lengths, jax.core.Tracer):
-        values = np.asarray(lengths)
-        if np.any((values < 0) | (values > time)):
-            raise ValueError(f"`lengths` must lie in [0, T = {time}], got {values}.")
-    steps = jnp.arange(time, dtype=jnp.int32)
-    return steps[:, None] < jnp.asarray(lengths).astype(jnp.int32)[None]

@@ -651,7 +651,7 @@ def candidate_bound(name, cell, params, xs, masks, site):
         return 1.0
     inside = site if site in ("inputs", "input_weights") else "none"
     masks = Masks(**{inside: getattr(masks, inside)}) if inside != "none" else Masks()
-    weights = rdrop.cells.base.drop_weights(params["params"], masks)
+    weights = rdrop.cells.masking.drop_weights(params["params"], masks)
     z = cell.project(weights, xs.swapaxes(0, 1), masks)
     return float(abs(z[..., cell.units :]).max())
 

@@ -8,9 +8,10 @@ Symbols:
     [H, G H], b bias [G H]; m_x, m_h, ... the masks of the sites inputs, recurrent, ...
 """
 
-from rdrop.cells.base import Cell, Weights, mask_units
+from rdrop.cells.base import Cell
 from rdrop.cells.gru import GRUCell, gru
 from rdrop.cells.lstm import LayerNormLSTMCell, LSTMCell, layer_norm_lstm, lstm
+from rdrop.cells.masking import Weights, mask_units
 from rdrop.cells.min_gru import MinGRUCell, min_gru
 from rdrop.cells.simple import SimpleCell, simple
 

@@ -6,8 +6,7 @@ that also supplies the derivative of its step by hand, `linearise` and `pull`, i
 the fused scan.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -17,12 +16,24 @@ from flax.linen.initializers import glorot_uniform, orthogonal, zeros_init
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from rdrop.dropout import Dropout, Mask, Masks, resolve
+from rdrop.cells.masking import (
+    Weights,
+    drop_weights,
+    kernel_gradient,
+    mask_units,
+    masked_matmul,
+    transposed_matmul,
+)
+from rdrop.cells.rngs import (
+    check_collections_reach,
+    check_lifetimes,
+    collected_keys,
+)
+from rdrop.dropout import Dropout, Masks, resolve
 from rdrop.keys import StreamKeys
-from rdrop.noise import Mix, Site
+from rdrop.noise import Site
 
 Carry: TypeAlias = Any
-Weights: TypeAlias = dict[str, Float[Array, "..."]]
 Parameters: TypeAlias = dict[str, tuple[Callable[..., Array], tuple[int, ...]]]
 
 
@@ -46,11 +57,13 @@ class Cell(nn.RNNCellBase):
         dtype: compute dtype of the matrix products; by default that of inputs and
             parameters together.
         param_dtype: dtype of the parameters.
+        dropout: the noise of calls that name none, as those of `flax.linen.RNN`.
     """
 
     units: int
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    dropout: Dropout | None = None
 
     GATES: ClassVar[int]
 
@@ -72,7 +85,7 @@ class Cell(nn.RNNCellBase):
         gates = self.GATES * self.units
         return {
             "kernel": (glorot_uniform(), (features, gates)),
-            "recurrent_kernel": (orthogonal(), (self.units, gates)),
+            "recurrent_kernel": (_orthogonal, (self.units, gates)),
             "bias": (zeros_init(), (gates,)),
         }
 
@@ -86,16 +99,16 @@ class Cell(nn.RNNCellBase):
         """
         features = x.shape[-1]
         if self.has_variable("params", "kernel"):
-            made_for: int = self.get_variable("params", "kernel").shape[0]
-            if made_for != features:
-                raise ValueError(
-                    f"`{name}` must have {made_for} features, as the parameters do, "
-                    f"got {features}."
-                )
+            check_features(name, features, self.get_variable("params", "kernel"))
         params = {
             name: self.param(name, initialiser, shape, self.param_dtype)
             for name, (initialiser, shape) in self.parameters(features).items()
         }
+        return self.cast(params, x)
+
+    @nn.nowrap
+    def cast(self, params: Weights, x: Float[Array, "*batch D"]) -> Weights:
+        """Returns the parameters in the compute dtype for inputs like `x`."""
         dtype = nn.dtypes.canonicalize_dtype(x, *params.values(), dtype=self.dtype)
         return {name: param.astype(dtype) for name, param in params.items()}
 
@@ -209,9 +222,12 @@ class Cell(nn.RNNCellBase):
         Args:
             carry: the state of the previous step, as `initialize_carry` makes it.
             x: the input of this step.
-            dropout: where noise enters; or `Masks` of one step, used as they are.
-            keys: explicit keys whose `step` is this one's absolute index. No keys, no
-                noise: the expectation is evaluated.
+            dropout: where noise enters; or `Masks` of one step, used as they are. By
+                default that of the cell.
+            keys: explicit keys whose `step` is this one's absolute index. By default
+                keys of the rng collections `inputs` and `recurrent`, if the module has
+                them: their masks live as long as flax holds the collections. No keys,
+                no noise: the expectation is evaluated.
 
         Returns:
             The new carry, and the output y.
@@ -219,21 +235,35 @@ class Cell(nn.RNNCellBase):
         Raises:
             TypeError: `keys` are not typed, or `dropout` is of another type.
             ValueError: wrong ranks or sizes, a site that the cell has not, or a rate
-                that does not broadcast.
+                that does not broadcast; one rng collection without the other, or noise
+                that must know the step beside rng collections.
         """
-        if x.ndim != 2:
-            raise ValueError(f"`x` must have the axes [B, D], got shape {x.shape}.")
-        check_carry("carry", carry, self, x.shape)
-        masks = resolve(dropout, keys, self.sites(x.shape[1]), x.shape[0])
-        weights = drop_weights(self.weights(x), masks)
-        carry, y = self.step(weights, carry, self.project(weights, x, masks), masks)
-        return carry, mask_units(y, masks.outputs)
+        dropout, drawn = self.noise(dropout, keys)
+        if drawn is not keys:
+            check_lifetimes(dropout)
+        return advance(self, self.weights, carry, x, dropout, drawn)
+
+    @nn.nowrap
+    def noise(
+        self, dropout: Dropout | Masks | None, keys: StreamKeys | None
+    ) -> tuple[Dropout | Masks | None, StreamKeys | None]:
+        """Returns dropout and keys of a call, with what it leaves to the module."""
+        dropout = self.dropout if dropout is None else dropout
+        if keys is None and isinstance(dropout, Dropout):
+            keys = collected_keys(self)
+        return dropout, keys
 
     @nn.nowrap
     def initialize_carry(
         self, rng: Key[Array, ""], input_shape: tuple[int, ...]
     ) -> Carry:
-        """Returns h of zeros for inputs of `input_shape`; `rng` is not used."""
+        """Returns h of zeros for inputs of `input_shape`; `rng` is not used.
+
+        Raises:
+            ValueError: the module is in a `flax.linen.RNN` that keeps from it the rng
+                collections of its noise.
+        """
+        check_collections_reach(self)
         shape = (*input_shape[:-1], self.units)
         return jnp.zeros(shape, self.dtype or self.param_dtype)
 
@@ -260,140 +290,38 @@ def check_carry(name: str, carry, cell: Cell, input_shape: tuple[int, ...]) -> N
         )
 
 
-def drop_weights(weights: Weights, masks: Masks) -> Weights:
-    """Multiplies the kernels by their masks (R, G, U), once a forward pass."""
-    dropped = dict(weights)
-    for name, mask in (
-        ("kernel", masks.input_weights),
-        ("recurrent_kernel", masks.recurrent_weights),
-    ):
-        if mask is not None:
-            kernel = weights[name]
-            flat = mask.reshape(mask.shape[0], -1).astype(kernel.dtype)
-            dropped[name] = kernel * flat
-    return dropped
+def check_features(name: str, features: int, kernel: Float[Array, "D GH"]) -> None:
+    """Raises a ValueError where parameters were made for other inputs."""
+    if kernel.shape[0] != features:
+        raise ValueError(
+            f"`{name}` must have {kernel.shape[0]} features, as the parameters do, "
+            f"got {features}."
+        )
 
 
-def masked_matmul(
-    x: Float[Array, "*batch D"],
-    mask: Float[Array, "..."] | None,
-    kernel: Float[Array, "D GH"],
-) -> Float[Array, "*batch GH"]:
-    """Multiplies (m * x) by a fused kernel, with one mask for all gates or one a gate.
+def advance(
+    cell: Cell,
+    weights: Callable[[Float[Array, "B D"]], Weights],
+    carry: Carry,
+    x: Float[Array, "..."],
+    dropout: Dropout | Masks | None,
+    keys: StreamKeys | None,
+) -> tuple[Carry, Float[Array, "B H"]]:
+    """Checks the arguments of one step, draws its masks, and takes it.
 
-    Args:
-        x: left operand; a leading time axis may precede the batch.
-        mask: (B, 1, D) or (B, G, D), or either after a time axis; None is no mask.
-        kernel: the gates' kernels side by side.
+    The cell gives the equations, `weights` the parameters for inputs like its argument;
+    the rest are the arguments of a call of a cell.
     """
-    masks = split_gates(mask)
-    kernels = jnp.split(kernel, len(masks), axis=-1)
-    products = [mask_units(x, m) @ k for m, k in zip(masks, kernels, strict=True)]
-    return jnp.concatenate(products, axis=-1)
+    if x.ndim != 2:
+        raise ValueError(f"`x` must have the axes [B, D], got shape {x.shape}.")
+    check_carry("carry", carry, cell, x.shape)
+    masks = resolve(dropout, keys, cell.sites(x.shape[1]), x.shape[0])
+    dropped = drop_weights(weights(x), masks)
+    carry, y = cell.step(dropped, carry, cell.project(dropped, x, masks), masks)
+    return carry, mask_units(y, masks.outputs)
 
 
-def split_gates(
-    mask: Float[Array, "..."] | None,
-) -> Sequence[Float[Array, "..."] | None]:
-    """Returns the mask of each gate that has its own, or the one that all share."""
-    return [None] if mask is None else jnp.split(mask, mask.shape[-2], axis=-2)
-
-
-def transposed_matmul(
-    d_z: Float[Array, "*batch GH"],
-    mask: Float[Array, "..."] | None,
-    transposed: Float[Array, "GH D"],
-) -> Float[Array, "*batch D"]:
-    """Takes the cotangent of `masked_matmul` back to x."""
-    masks = split_gates(mask)
-    parts = (jnp.split(a, len(masks), axis) for a, axis in ((d_z, -1), (transposed, 0)))
-    products = [mask_units(d @ u, m) for d, u, m in zip(*parts, masks, strict=True)]
-    return functools.reduce(jnp.add, products)
-
-
-def kernel_gradient(
-    xs: Float[Array, "*batch D"],
-    mask: Float[Array, "..."] | None,
-    d_zs: Float[Array, "*batch GH"],
-) -> Float[Array, "D GH"]:
-    """Takes the cotangent of `masked_matmul` back to the kernel, of all steps at once.
-
-    One large product costs a fraction of a small one after each step.
-    """
-    masks = split_gates(mask)
-    gradients = [
-        _flat(mask_units(xs, m)).T @ _flat(d)
-        for m, d in zip(masks, jnp.split(d_zs, len(masks), axis=-1), strict=True)
-    ]
-    return jnp.concatenate(gradients, axis=-1)
-
-
-def _flat(values):
-    return values.reshape(-1, values.shape[-1])
-
-
-def mask_units(
-    value: Float[Array, "*batch H"], mask: Float[Array, "..."] | None
-) -> Float[Array, "*batch H"]:
-    """Multiplies by a mask (B, 1, H), or (T, B, 1, H) where `value` has a time axis."""
-    if mask is None:
-        return value
-    mask = jnp.squeeze(mask, -2).astype(value.dtype)
-    return value * mask.reshape((1,) * (value.ndim - mask.ndim) + mask.shape)
-
-
-def mask_gates(
-    gates: tuple[Float[Array, "*batch H"], ...], mask: Float[Array, "..."] | None
-) -> tuple[Float[Array, "*batch H"], ...]:
-    """Multiplies each gate by its own mask, or all by one: (B, G, H) or (B, 1, H)."""
-    if mask is None:
-        return gates
-    parts = [*split_gates(mask)]
-    parts = parts * (len(gates) // len(parts))
-    return tuple(
-        mask_units(gate, part) for gate, part in zip(gates, parts, strict=True)
-    )
-
-
-def hand_on(
-    new: Float[Array, "*batch H"],
-    old: Float[Array, "*batch H"],
-    mask: Mask | Mix | None,
-) -> Float[Array, "*batch H"]:
-    """Returns the state that the next step sees: multiplied, or mixed with the old."""
-    if not isinstance(mask, Mix):
-        return mask_units(new, mask)
-    share = mask.share.astype(new.dtype)
-    return mask_units(old, share) + mask_units(new, 1 - share)
-
-
-def put_out(
-    new: Float[Array, "*batch H"],
-    old: Float[Array, "*batch H"],
-    mask: Mask | Mix | None,
-) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
-    """Returns h as the next step sees it, and as the output: the mixed, or the new."""
-    state = hand_on(new, old, mask)
-    return state, state if isinstance(mask, Mix) else new
-
-
-def hand_back(
-    d_state: Float[Array, "*batch H"], mask: Mask | Mix | None
-) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
-    """Takes the cotangent of `hand_on` back to the new state and to the old."""
-    if not isinstance(mask, Mix):
-        return mask_units(d_state, mask), jnp.zeros_like(d_state)
-    share = mask.share.astype(d_state.dtype)
-    return mask_units(d_state, 1 - share), mask_units(d_state, share)
-
-
-def take_back(
-    d_state: Float[Array, "*batch H"],
-    d_y: Float[Array, "*batch H"],
-    mask: Mask | Mix | None,
-) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
-    """Takes the cotangents of `put_out` back to the new h and to the old."""
-    if isinstance(mask, Mix):
-        return hand_back(d_state + d_y, mask)
-    d_new, d_old = hand_back(d_state, mask)
-    return d_new + d_y, d_old
+def _orthogonal(key, shape, dtype):
+    """In float32 or wider, as LAPACK has no narrower floats."""
+    wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+    return orthogonal()(key, shape, wide).astype(dtype)

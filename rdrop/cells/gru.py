@@ -13,10 +13,8 @@ from flax import linen as nn
 from flax.linen.initializers import zeros_init
 from jaxtyping import Array, Float
 
-from rdrop.cells.base import (
-    Cell,
-    Linear,
-    Parameters,
+from rdrop.cells.base import Cell, Linear, Parameters
+from rdrop.cells.masking import (
     Weights,
     kernel_gradient,
     mask_gates,

@@ -18,10 +18,8 @@ from flax import linen as nn
 from flax.linen.initializers import ones_init, zeros_init
 from jaxtyping import Array, Float, Key
 
-from rdrop.cells.base import (
-    Cell,
-    Linear,
-    Parameters,
+from rdrop.cells.base import Cell, Linear, Parameters
+from rdrop.cells.masking import (
     Weights,
     hand_back,
     hand_on,

@@ -13,15 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from rdrop.cells.base import (
-    Cell,
-    Parameters,
-    Weights,
-    hand_on,
-    mask_gates,
-    mask_units,
-    put_out,
-)
+from rdrop.cells.base import Cell, Parameters
+from rdrop.cells.masking import Weights, hand_on, mask_gates, mask_units, put_out
 from rdrop.dropout import Masks
 from rdrop.noise import Mix, Site
 

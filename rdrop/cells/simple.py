@@ -9,14 +9,8 @@ from typing import ClassVar
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from rdrop.cells.base import (
-    Cell,
-    Linear,
-    Weights,
-    masked_matmul,
-    put_out,
-    take_back,
-)
+from rdrop.cells.base import Cell, Linear
+from rdrop.cells.masking import Weights, masked_matmul, put_out, take_back
 from rdrop.dropout import Masks
 
 
