@@ -64,4 +64,4 @@ __all__ = [
     "stream_keys",
     "temporal_activation_regulariser",
 ]
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
