@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation methods concrete bench test test-slow oracles lint format clean help
+.PHONY: ablation methods concrete bench docs test test-slow oracles lint format clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ concrete: .venv/.ready ## learn the rates by gradient descent, and draw them on 
 bench: .venv/.ready-bench ## time rdrop's loops beside Keras, PyTorch and flax
 	$(BIN)/python -m benchmarks
 
+docs: .venv/.ready-docs ## build the documentation in site/, warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 test: .venv/.ready ## run the quick tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -39,8 +42,8 @@ format: .venv/.ready-dev ## format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## remove the environment and the caches, not the runs
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+clean: ## remove the environment, the caches and the site, not the runs
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info site
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -55,6 +58,10 @@ clean: ## remove the environment and the caches, not the runs
 
 .venv/.ready-bench: .venv/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
+.venv/.ready-docs: .venv/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready

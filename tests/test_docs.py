@@ -1,0 +1,119 @@
+"""What the pages of docs/ say is true, and the site builds."""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments import __main__ as commands
+
+pytestmark = pytest.mark.usefixtures("as_users_run_it")
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    str(page.relative_to(ROOT)): page.read_text()
+    for page in sorted((ROOT / "docs").rglob("*.md"))
+}
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+OPTIONAL = ("h5py", "keras", "matplotlib", "optax", "orbax", "safetensors", "torch")
+LONG = ("docs/tutorial.md",)
+SNIPPET = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
+
+
+def blocks(text, language):
+    """The blocks of a page in a language, with the files that they include."""
+    found = (body for _, spoken, body in FENCE.findall(text) if spoken == language)
+    return [SNIPPET.sub(lambda f: (ROOT / f[1]).read_text(), body) for body in found]
+
+
+def runs(text):
+    """The command lines of a page that run the experiments."""
+    lines = "\n".join(blocks(text, "console")).replace("\\\n", "").splitlines()
+    return [line for line in lines if "python -m experiments" in line]
+
+
+EXECUTED = [
+    pytest.param(page, marks=[pytest.mark.slow] if page in LONG else [], id=page)
+    for page, text in PAGES.items()
+    if blocks(text, "python")
+]
+COMMANDS = [line for text in PAGES.values() for line in runs(text)]
+
+
+@pytest.fixture
+def as_a_script(unchecked, monkeypatch, tmp_path):
+    """In an empty folder, as users run it, without the strictness of these tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of Keras
+@pytest.mark.parametrize("page", EXECUTED)
+def test_its_examples_run(page, as_a_script):
+    sources = blocks(PAGES[page], "python")
+    for name in OPTIONAL:
+        if re.search(rf"^(?:import|from) {name}\b", "\n".join(sources), re.MULTILINE):
+            pytest.importorskip(name)
+    names: dict = {"__name__": "__main__"}
+    for source in sources:
+        exec(compile(source, page, "exec"), names)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_its_commands_are_understood(line, monkeypatch):
+    called = []
+
+    def record(*arguments, **_):
+        called.append(arguments)
+        return True
+
+    for name in ("ablate", "train", "evaluate", "replay", "_join"):
+        monkeypatch.setattr(commands, name, record)
+    for name in ("write", "figure", "summary"):
+        monkeypatch.setattr(commands.reports, name, record)
+    monkeypatch.chdir(ROOT)
+    arguments = shlex.split(line.split("python -m experiments")[1])
+    assert commands.main(arguments) == 0
+    assert called
+
+
+def test_there_are_commands_of_each_kind():
+    kinds = {line.split("experiments ")[1].split()[0] for line in COMMANDS}
+    assert kinds == {"ablate", "train", "evaluate", "replay", "report"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_its_links_lead_to_files(page):
+    folder = (ROOT / page).parent
+    targets = [t for t in LINK.findall(PAGES[page]) if "://" not in t]
+    assert [t for t in targets if not (folder / t).exists()] == []
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+    listed = set(re.findall(r": (\S+\.md)$", navigation, re.MULTILINE))
+    assert listed == {page.removeprefix("docs/") for page in PAGES}
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_or_a_foreign_asset(tmp_path):
+    build = pytest.importorskip("mkdocs.commands.build")
+    config = pytest.importorskip("mkdocs.config")
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings_handlers.python")
+    site = config.load_config(
+        str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path)
+    )
+    site.plugins.on_startup(command="build", dirty=False)
+    build.build(site)
+    assert "semeniuta" in (tmp_path / "question/index.html").read_text()
+    for page in tmp_path.rglob("*.html"):
+        text = page.read_text()
+        assets = re.findall(r"""<(?:img|script|source)\b[^>]*\bsrc="([^"]*)""", text)
+        assets += re.findall(r"""<link\b[^>]*\bhref="([^"]*)""", text)
+        assert [asset for asset in assets if "//" in asset] == [], page
