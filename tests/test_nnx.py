@@ -163,6 +163,14 @@ def test_inside_the_rnn_of_nnx_masks_live_as_they_say(xs, reverse):
     assert (outputs[0] != outputs[1]).any()
 
 
+def test_a_layer_without_a_carry_begins_a_sequence(xs):
+    """With new masks that are held, and at step 0."""
+    rnn = rnnx.RNN(noisy(dropout=Dropout(recurrent=Bernoulli(0.5))))
+    first, second = (rnn(xs)[1] for _ in range(2))
+    assert (first != second).any()
+    assert rnn.cell.own.now().step == TIME
+
+
 def test_a_carry_goes_on_with_the_sequence(xs):
     """Two halves, the carry handed on, are the whole; flax's RNN and ours."""
     for kind in (rnnx.RNN, lambda cell: nnx.RNN(cell, return_carry=True)):
