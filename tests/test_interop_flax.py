@@ -51,14 +51,18 @@ CASES = {
     "simple": Case("SimpleCell", rdrop.SimpleCell),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-each_shape = pytest.mark.parametrize("shape", ["rnn", "reverse", "both", "stack"])
+SLOW = pytest.mark.slow
+each_shape = pytest.mark.parametrize(
+    "shape",
+    [*(pytest.param(s, marks=SLOW) for s in ("rnn", "reverse", "both")), "stack"],
+)
 each_setting = pytest.mark.parametrize(
     ("shape", "lengths"),
     [
-        ("rnn", None),
+        pytest.param("rnn", None, marks=SLOW),
         ("reverse", LENGTHS),
-        ("both", LENGTHS),
-        ("stack", None),
+        pytest.param("both", LENGTHS, marks=SLOW),
+        pytest.param("stack", None, marks=SLOW),
         ("stack", LENGTHS),
     ],
 )
@@ -226,7 +230,7 @@ def test_port_of_nnx_computes_what_it_does(rng, case, shape, lengths):
     assert_same([nnx.to_pure_dict(nnx.state(o, nnx.Param)) for o in others], held)
 
 
-@pytest.mark.parametrize("shape", ["reverse", "both", "stack"])
+@each_shape
 @each_case
 def test_flax_computes_what_it_is_ported_from(rng, case, shape):
     module, xs = ours(case, shape), random_inputs(rng)

@@ -57,14 +57,18 @@ CASES = {
     "simple": Case("SimpleRNN", rdrop.SimpleCell, {}),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-each_shape = pytest.mark.parametrize("shape", ["rnn", "reverse", "both", "stack"])
+SLOW = pytest.mark.slow
+each_shape = pytest.mark.parametrize(
+    "shape",
+    [*(pytest.param(s, marks=SLOW) for s in ("rnn", "reverse", "both")), "stack"],
+)
 each_setting = pytest.mark.parametrize(
     ("shape", "lengths"),
     [
-        ("rnn", None),
+        pytest.param("rnn", None, marks=SLOW),
         ("reverse", LENGTHS),
-        ("both", LENGTHS),
-        ("stack", None),
+        pytest.param("both", LENGTHS, marks=SLOW),
+        pytest.param("stack", None, marks=SLOW),
         ("stack", LENGTHS),
     ],
 )

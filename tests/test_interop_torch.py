@@ -51,8 +51,13 @@ CASES = {
     "simple": Case("RNN", rdrop.SimpleCell),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+SLOW = pytest.mark.slow
 each_shape = pytest.mark.parametrize(
-    ("layers", "both"), [(1, False), (1, True), (2, False), (3, True)]
+    ("layers", "both"),
+    [
+        *(pytest.param(*s, marks=SLOW) for s in [(1, False), (1, True), (2, False)]),
+        (3, True),
+    ],
 )
 each_length = pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all", "padded"])
 

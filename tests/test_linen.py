@@ -60,7 +60,7 @@ def probed(split_rngs, xs):
     return jax.random.wrap_key_data(data[:, 0]), jax.random.wrap_key_data(data[:, 1])
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", [pytest.param("lstm", marks=pytest.mark.slow), "gru"])
 def test_masks_are_held_where_flax_holds_the_collections(xs, name):
     """Then explicit keys, in our own RNN, give the same bits."""
     cell = cell_of(CELLS[name])

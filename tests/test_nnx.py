@@ -64,9 +64,17 @@ def linen_layers():
 
 
 LAYERS = dict(linen_layers())
+QUICK = ("LSTMCell", "GRUCell", "both ways")
+each_layer = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in LAYERS
+    ],
+)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@each_layer
 def test_both_faces_give_the_same_bits(xs, keys, name):
     """Outputs, carries and gradients; noise on, with lengths, from the same keys."""
     linen = LAYERS[name]
@@ -91,7 +99,7 @@ def test_both_faces_give_the_same_bits(xs, keys, name):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@each_layer
 def test_the_way_to_nnx_and_back_is_exact(xs, name):
     linen = LAYERS[name]
     params = linen.init(jax.random.key(0), xs)
