@@ -19,7 +19,7 @@ PAGES = {
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 OPTIONAL = ("h5py", "keras", "matplotlib", "optax", "orbax", "safetensors", "torch")
-LONG = ("docs/tutorial.md",)
+QUICK = ("docs/index.md", "docs/question.md", "docs/howto/saving.md")
 SNIPPET = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
 
 
@@ -36,7 +36,7 @@ def runs(text):
 
 
 EXECUTED = [
-    pytest.param(page, marks=[pytest.mark.slow] if page in LONG else [], id=page)
+    pytest.param(page, marks=[] if page in QUICK else [pytest.mark.slow], id=page)
     for page, text in PAGES.items()
     if blocks(text, "python")
 ]

@@ -53,6 +53,14 @@ CASES = {
     ),
     "no noise": ("SimpleRNN", {"return_sequences": True}),
 }
+QUICK = ("recurrent", "gru")
+each_case = pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        pytest.param(*case, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name, case in CASES.items()
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +105,7 @@ def assert_same(actual, expected, tolerance=2e-6):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("kind", "arguments"), CASES.values(), ids=CASES)
+@each_case
 def test_code_is_the_layer_of_keras(xs, kind, arguments):
     """With the same masks, those that its own dropout draws, and without."""
     layer = build(kind, {"unroll": True} | arguments)
@@ -115,7 +123,7 @@ def test_code_is_the_layer_of_keras(xs, kind, arguments):
         assert np.abs(first[0] - first[1]).max() > 0.005
 
 
-@pytest.mark.parametrize(("kind", "arguments"), CASES.values(), ids=CASES)
+@each_case
 def test_code_is_module_and_dropout(kind, arguments):
     translation = translate_keras(kind, UNITS, **arguments)
     ours = run(translation)

@@ -302,6 +302,7 @@ def test_other_backends(backend):
     assert output.stdout.split() == [backend], output.stderr
 
 
+@pytest.mark.slow
 def test_the_example_shows_the_same_outputs():
     from examples.same_masks import main
 
