@@ -29,7 +29,7 @@ test: .venv/.ready ## run the quick tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.ready ## run the tests that take minutes
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 oracles: .venv/.ready-oracles ## install Keras and PyTorch, to compare with
 

@@ -54,8 +54,17 @@ CELLS = {
     "min_gru": (rdrop.MinGRUCell, reference.min_gru_step),
 }
 SYMBOLS = {"kernel": "W", "recurrent_kernel": "U", "bias": "b", "recurrent_bias": "b_n"}
+every_cell = pytest.mark.parametrize("cell", READERS)
 PLACES = list(itertools.product(READERS, TAKES))
 COUNTS = {"built": 2422, "a kind": 2244, "no such site": 770, "no two gates": 1152}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_in_less_time():
+    """Nothing here claims the bits of the full optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +108,7 @@ class Setting:
         return [*map(np.stack, zip(*states, strict=True)), np.stack(ys)]
 
 
+@functools.cache
 def make(name):
     rng = np.random.default_rng(0)
     build, equations = CELLS[name]
@@ -111,11 +121,6 @@ def make(name):
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), (shapes, zeros)
     )
     return Setting(cell, equations, params, xs, carry)
-
-
-@pytest.fixture(scope="module", params=READERS)
-def named(request):
-    return request.param, make(request.param)
 
 
 def noises():
@@ -220,11 +225,17 @@ def in_full(masks, cell):
     return Masks(**{site: expand(site, getattr(masks, site)) for site in sites})
 
 
-def draw_loudly(setting, dropout):
-    """The first of a few keys whose masks are not silent, and its masks."""
+@functools.cache
+def draw_loudly(site, noise, size):
+    """The first of a few keys whose masks are not silent, and its masks.
+
+    Masks depend on the size of a site alone: cells that have the same share them.
+    """
+    dropout = rdrop.Dropout(**{site: noise})
     for seed in range(20):
         keys = rdrop.stream_keys(jax.random.key(seed)).replace(step=1)
-        masks = setting.draw(dropout, keys)
+        with jax.disable_jit():  # each noise would be a program of its own
+            masks = rdrop.draw(dropout, keys, {site: size}, BATCH, TIME)
         if not silent(masks):
             return keys, masks
     raise AssertionError(f"No key masks anything: {dropout}")
@@ -235,15 +246,15 @@ def assert_equal(actual, expected, what):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=what)
 
 
+@every_cell
 @pytest.mark.parametrize("site", TAKES)
-def test_what_is_allowed_matches_the_equations(named, site):
-    cell, setting = named
+def test_what_is_allowed_matches_the_equations(cell, site):
+    setting = make(cell)
     lengths, met = itertools.cycle(LENGTHS), set()
     for noise in combinations(cell, site, "built"):
         what = f"{cell}, {site}, {noise}"
         dropout = rdrop.Dropout(**{site: noise})
-        with jax.disable_jit():
-            keys, masks = draw_loudly(setting, dropout)
+        keys, masks = draw_loudly(site, noise, setting.cell.sites(FEATURES)[site])
         arrays, padded = plain(masks), next(lengths)
         ((name, array),) = arrays.items()
         assert array.shape == shape_of(cell, site, noise), what
@@ -257,9 +268,10 @@ def test_what_is_allowed_matches_the_equations(named, site):
             assert_equal(actual, setting.expect(arrays), f"{what}, from keys")
 
 
+@every_cell
 @pytest.mark.parametrize("site", TAKES)
-def test_evaluation_of_what_is_allowed_matches_the_equations(named, site):
-    cell, setting = named
+def test_evaluation_of_what_is_allowed_matches_the_equations(cell, site):
+    setting = make(cell)
     factor = np.full((1, 1, 1), 1 - RATE)
     share = np.full((1, 1, 1), RATE)
     kinds = {  # lifetime and sharing do not matter in evaluation
@@ -287,9 +299,10 @@ def error_of(call):
 
 
 @pytest.mark.usefixtures("unchecked")
+@every_cell
 @pytest.mark.parametrize("site", TAKES)
-def test_what_is_not_allowed_is_refused_by_name(named, site):
-    cell, setting = named
+def test_what_is_not_allowed_is_refused_by_name(cell, site):
+    setting = make(cell)
     keys = rdrop.stream_keys(jax.random.key(0))
     errors = {
         "a kind": f"TypeError: Site `{site}` takes ",
@@ -335,9 +348,10 @@ def everywhere(cell, weights, states, several, rest):
     return rdrop.Dropout(**{s: noise(s) for s in TAKES if readers(cell, s)})
 
 
+@every_cell
 @pytest.mark.parametrize(("lifetime", "reverse"), [("held", True), ("changing", False)])
-def test_all_sites_together_match_the_equations(named, lifetime, reverse):
-    cell, setting = named
+def test_all_sites_together_match_the_equations(cell, lifetime, reverse):
+    setting = make(cell)
     dropout = everywhere(cell, *TOGETHER[lifetime])
     keys = rdrop.stream_keys(jax.random.key(0)).replace(step=2)
     own = keys.replace(direction="backward") if reverse else keys

@@ -51,14 +51,25 @@ MULTIPLIERS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "concrete": Concret
 KINDS = (*MULTIPLIERS, "zoneout")
 SMOOTH = ("gaussian", "concrete")
 every_cell = pytest.mark.parametrize("name", CELLS)
-# Those of the other cells are in the slow suite.
-every_cell_in_time = pytest.mark.parametrize(
-    "name",
-    [
-        name if name in ("lstm", "gru") else pytest.param(name, marks=pytest.mark.slow)
-        for name in CELLS
-    ],
-)
+
+
+def in_time(names):
+    """All but two cells are left to the slow suite."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            n if n in ("lstm", "gru") else pytest.param(n, marks=pytest.mark.slow)
+            for n in names
+        ],
+    )
+
+
+every_cell_in_time = in_time(CELLS)
+# Of each set of sites one cell; the sizes of its sites are all that masks depend on.
+SITES_AS = {"layer_norm_lstm": "lstm", "gru_reset_before": "gru"}
+SITES_OF = [name for name in CELLS if name not in SITES_AS]
+every_set_of_sites = pytest.mark.parametrize("name", SITES_OF)
+every_set_of_sites_in_time = in_time(SITES_OF)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 # Compiles three times as fast; bits that are claimed use the full optimisation.
@@ -191,7 +202,7 @@ def train(cell, kind, masks, xs=None, lengths=LENGTHS, carry=None, params=None):
 # Law 1: the definition and the fast path agree.
 
 
-@every_cell_in_time
+@every_set_of_sites_in_time
 @every_kind
 def test_masks_in_bulk_are_those_of_each_step(name, kind):
     cell = CELLS[name]
@@ -201,6 +212,12 @@ def test_masks_in_bulk_are_those_of_each_step(name, kind):
         one = draw(cell, dropout, None, KEYS.replace(step=7 + t))
         now = jax.tree.map(lambda m, t=t: m[t] if m.ndim == 4 else m, bulk)
         assert_equal(one, now)
+
+
+@pytest.mark.parametrize(("name", "other"), SITES_AS.items())
+def test_cells_with_the_same_sites_have_the_same_masks(name, other):
+    """So what holds of the masks of one cell holds of the other's."""
+    assert CELLS[name].sites(UNITS) == CELLS[other].sites(UNITS)
 
 
 @every_kind
@@ -241,7 +258,7 @@ def test_keys_give_what_their_masks_give(name):
 # Law 3: sites are independent.
 
 
-@every_cell_in_time
+@every_set_of_sites_in_time
 @every_kind
 def test_other_sites_batch_and_time_change_no_mask(name, kind):
     cell = CELLS[name]
@@ -272,7 +289,7 @@ def cropped(mask):
 # Law 4: common random numbers.
 
 
-@every_cell
+@every_set_of_sites
 @every_kind
 def test_masks_are_nested_in_the_rate(name, kind):
     cell = CELLS[name]
@@ -348,7 +365,7 @@ def test_rate_one_is_finite(name, kind):
     assert_finite(train(cell, kind, draw(cell, every_site(cell, kind, 1.0))))
 
 
-@every_cell
+@every_set_of_sites
 @every_kind
 def test_rate_zero_draws_masks_that_change_nothing(name, kind):
     masks = draw(CELLS[name], every_site(CELLS[name], kind, 0.0))
@@ -765,7 +782,7 @@ def test_padding_is_invisible(name, kind):
 
 
 @every_cell_in_time
-@every_kind
+@pytest.mark.parametrize("kind", ["gaussian", "zoneout"])  # one for each program
 def test_resumed_training_is_bitwise_the_uninterrupted(name, kind):
     """The parameters are stored after two steps; keys come from the step alone."""
     cell = CELLS[name]

@@ -31,7 +31,6 @@ DTYPES: dict[str, Any] = {  # by their names in a safetensors file
     "F16": jnp.float16,
     "F32": jnp.float32,
     "F64": jnp.float64,
-    "C64": jnp.complex64,
 }
 
 
@@ -66,8 +65,8 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         ImportError: safetensors is not installed.
-        ValueError: the file is not of that kind, has a dtype that JAX has not (64 bits
-            need `jax_enable_x64`), or a name for both an array and a dict.
+        ValueError: the file is not of that kind, has another dtype (64 bits need
+            `jax_enable_x64`), or one name for both an array and a dict.
         OSError: the file cannot be read.
     """
     try:
@@ -125,7 +124,7 @@ def _array(place: str, value: Any) -> np.ndarray:
 
 def _tensor(name: str, dtype: str, shape: Sequence[int], data: bytearray) -> jax.Array:
     if dtype not in DTYPES:
-        raise ValueError(f"Tensor `{name}` is of a dtype unknown to JAX, {dtype}.")
+        raise ValueError(f"Tensor `{name}` is of the dtype {dtype}, which is not read.")
     array: np.ndarray = np.ndarray(shape, DTYPES[dtype], data)
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
         raise ValueError(
