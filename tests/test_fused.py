@@ -40,6 +40,7 @@ CELLS = {
 }
 FAST = ("fused", "recompute")
 every_cell = pytest.mark.parametrize("name", CELLS)
+slow_each = pytest.param("each", marks=pytest.mark.slow)
 slow_recompute = pytest.param("recompute", marks=pytest.mark.slow)
 every_loop = pytest.mark.parametrize("loop", ["fused", slow_recompute])
 
@@ -484,7 +485,10 @@ def test_bfloat16_rounds_no_more_than_in_the_plain_loop(name, loop):
         assert np.linalg.norm(fast - truth) <= 1.2 * allowed
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "simple"])
+@pytest.mark.parametrize(
+    "name",
+    ["lstm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gru", "simple"))],
+)
 def test_bfloat16_has_the_masks_of_float32(name):
     _, expected = half_gradients(name, "plain", jnp.float32)
     for loop in FAST:
@@ -696,7 +700,7 @@ def test_another_projection_is_used():
 
 
 @pytest.mark.parametrize("vmapped", [False, True])
-@pytest.mark.parametrize("gates", ["shared", "each"])
+@pytest.mark.parametrize("gates", ["shared", slow_each])
 @pytest.mark.parametrize("cell", [rdrop.LSTMCell(16), rdrop.GRUCell(16)])
 def test_buffers_are_written_in_place(cell, gates, vmapped):
     """Else XLA would copy a whole one at each step."""

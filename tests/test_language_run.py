@@ -335,7 +335,8 @@ def noisy():
     return model, init(model, jax.random.key(0)), noises([config])[0], text
 
 
-@pytest.mark.parametrize("held", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("held", [False, True])
 def test_montecarlo_is_the_mean_over_passes_each_read_by_itself(noisy, held):
     """In plain NumPy: K passes over the text, of the probabilities of its tokens."""
     model, params, noise, text = noisy

@@ -174,6 +174,7 @@ def test_parameters_begin_within_their_bounds():
             assert abs(part.mean()) <= 5 * bound / math.sqrt(3 * part.size)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_memory_and_softmax_in_float32(run):
     config = make_config(Model(embedding=6, units=6, dtype="bfloat16"))
     model = make_model(config, V)

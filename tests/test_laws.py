@@ -71,6 +71,10 @@ SITES_OF = [name for name in CELLS if name not in SITES_AS]
 every_set_of_sites = pytest.mark.parametrize("name", SITES_OF)
 every_set_of_sites_in_time = in_time(SITES_OF)
 every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kind_in_time = pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[pytest.mark.slow] * (k in SMOOTH)) for k in KINDS],
+)
 
 # Compiles three times as fast; bits that are claimed use the full optimisation.
 quick_jit = functools.partial(
@@ -203,7 +207,7 @@ def train(cell, kind, masks, xs=None, lengths=LENGTHS, carry=None, params=None):
 
 
 @every_set_of_sites_in_time
-@every_kind
+@every_kind_in_time
 def test_masks_in_bulk_are_those_of_each_step(name, kind):
     cell = CELLS[name]
     dropout = every_site(cell, kind, 0.4)
@@ -231,7 +235,7 @@ def test_masks_are_the_same_eagerly_and_compiled(kind):
 
 
 @every_cell
-@every_kind
+@every_kind_in_time
 def test_rnn_is_its_definition(name, kind):
     """Values, and gradients in parameters, inputs and carry, with padding."""
     cell = CELLS[name]
@@ -259,7 +263,7 @@ def test_keys_give_what_their_masks_give(name):
 
 
 @every_set_of_sites_in_time
-@every_kind
+@every_kind_in_time
 def test_other_sites_batch_and_time_change_no_mask(name, kind):
     cell = CELLS[name]
     dropout = every_site(cell, kind, 0.4)
@@ -388,7 +392,7 @@ def without_noise(cell):
 
 
 @pytest.mark.parametrize(("gates", "states"), [("shared", "mixed"), ("each", "times")])
-@every_cell
+@every_cell_in_time
 def test_masks_that_change_nothing_are_bitwise_no_noise(name, gates, states):
     """At a size where another order of summation would show.
 

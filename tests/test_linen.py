@@ -94,7 +94,10 @@ def test_a_mask_is_drawn_at_each_step_where_flax_splits_the_collection(xs):
         np.testing.assert_allclose(ys[:, t], y, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n != "min_gru")) for n in CELLS],
+)
 def test_every_cell_runs_in_flax_and_is_noisy_only_with_keys(xs, name):
     rnn = nn.RNN(cell_of(CELLS[name], Dropout(inputs=Bernoulli(0.5))))
     params = rnn.init(jax.random.key(0), xs)

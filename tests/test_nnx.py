@@ -64,7 +64,7 @@ def linen_layers():
 
 
 LAYERS = dict(linen_layers())
-QUICK = ("LSTMCell", "GRUCell", "both ways")
+QUICK = ("LSTMCell", "both ways")
 each_layer = pytest.mark.parametrize(
     "name",
     [
@@ -151,7 +151,7 @@ def noisy(kind=rnnx.LSTMCell, dropout=NOISE, seed=0):
     return kind(FEATURES, UNITS, dropout=dropout, rngs=nnx.Rngs(seed))
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_inside_the_rnn_of_nnx_masks_live_as_they_say(xs, reverse):
     """Held, drawn at each step, and anew for each sequence; that RNN is flax's own."""
     cell = noisy()
@@ -179,16 +179,24 @@ def test_a_layer_without_a_carry_begins_a_sequence(xs):
     assert rnn.cell.own.now().step == TIME
 
 
-def test_a_carry_goes_on_with_the_sequence(xs):
-    """Two halves, the carry handed on, are the whole; flax's RNN and ours."""
-    for kind in (rnnx.RNN, lambda cell: nnx.RNN(cell, return_carry=True)):
-        whole, halves = kind(noisy()), kind(noisy())
-        carry, ys = halves(xs[:, :2])
-        carry, zs = halves(xs[:, 2:], initial_carry=carry)
-        expected = whole(xs)
-        both = (carry, jnp.concatenate([ys, zs], axis=1))
-        for a, b in zip(*map(jax.tree.leaves, (both, expected)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        rnnx.RNN,
+        pytest.param(
+            lambda cell: nnx.RNN(cell, return_carry=True), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["ours", "of flax"],
+)
+def test_a_carry_goes_on_with_the_sequence(xs, kind):
+    """Two halves, the carry handed on, are the whole."""
+    whole, halves = kind(noisy()), kind(noisy())
+    carry, ys = halves(xs[:, :2])
+    carry, zs = halves(xs[:, 2:], initial_carry=carry)
+    both = (carry, jnp.concatenate([ys, zs], axis=1))
+    for a, b in zip(*map(jax.tree.leaves, (both, whole(xs))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_train_and_eval_switch_own_noise(xs):
@@ -230,6 +238,7 @@ def test_own_keys_move_inside_jit_and_one_program_serves_all_calls(xs):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_vmap_over_models_and_over_rates(xs):
     @nnx.vmap
     def make(key):
