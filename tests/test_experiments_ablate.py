@@ -289,7 +289,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(
     reference, seconds = uninterrupted
     out = tmp_path / "killed"
     moments = random.Random(0)
-    for _ in range(4):
+    for _ in range(2):
         process = subprocess.Popen(
             command("configs/vowels_plane.toml", *LONGER, "--out", str(out)),
             cwd=pytestconfig.rootpath,

@@ -40,6 +40,13 @@ CELLS = {
 }
 FAST = ("fused", "recompute")
 every_cell = pytest.mark.parametrize("name", CELLS)
+every_cell_in_time = pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("lstm", "gru") else pytest.param(name, marks=pytest.mark.slow)
+        for name in CELLS
+    ],
+)
 slow_each = pytest.param("each", marks=pytest.mark.slow)
 slow_recompute = pytest.param("recompute", marks=pytest.mark.slow)
 every_loop = pytest.mark.parametrize("loop", ["fused", slow_recompute])
@@ -178,7 +185,7 @@ def results_of(name, setting, loop):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @every_loop
-@every_cell
+@every_cell_in_time
 def test_loop_is_the_plain_one(name, loop, setting):
     """Values, and gradients in parameters, inputs and carry."""
     expected = results_of(name, setting, "plain")

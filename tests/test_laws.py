@@ -234,7 +234,7 @@ def test_masks_are_the_same_eagerly_and_compiled(kind):
     assert_equal(compiled, draw(cell, dropout))
 
 
-@every_cell
+@every_cell_in_time
 @every_kind_in_time
 def test_rnn_is_its_definition(name, kind):
     """Values, and gradients in parameters, inputs and carry, with padding."""
@@ -245,7 +245,7 @@ def test_rnn_is_its_definition(name, kind):
     assert_close(train(cell, kind, masks), expected, tolerance=1e-10)
 
 
-@every_cell
+@every_cell_in_time
 def test_keys_give_what_their_masks_give(name):
     cell = CELLS[name]
     params, xs, carry = problem_of(cell)
@@ -321,7 +321,7 @@ def test_masks_are_nested_in_the_rate(name, kind):
 RATES = (0.0, 0.3, 0.8)
 
 
-@every_cell
+@every_cell_in_time
 @every_kind
 def test_one_program_serves_every_rate(name, kind):
     """Traced once with the drawing inside; compiled once with the masks given."""
@@ -342,7 +342,7 @@ def test_one_program_serves_every_rate(name, kind):
     assert program(cell, is_reversed(kind))._cache_size() == 1
 
 
-@every_cell
+@every_cell_in_time
 @every_kind
 def test_vmap_over_rates_is_the_loop(name, kind):
     cell = CELLS[name]
@@ -363,7 +363,7 @@ def stack(trees):
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "concrete", "zoneout"])
-@every_cell
+@every_cell_in_time
 def test_rate_one_is_finite(name, kind):
     cell = CELLS[name]
     assert_finite(train(cell, kind, draw(cell, every_site(cell, kind, 1.0))))
@@ -549,7 +549,7 @@ def outputs(cell, site, noise):
 
 
 @pytest.mark.parametrize("kind", SITE_KINDS, ids=lambda kind: kind.__name__)
-@every_cell
+@every_cell_in_time
 def test_every_knob_is_live(name, kind):
     """At full length each option of each site is felt in the outputs."""
     cell = CELLS[name]
@@ -736,7 +736,7 @@ def test_a_gru_explodes_only_where_its_leak_path_is_masked(name):
 # Laws 8 and 9: time is absolute, and padding is invisible.
 
 
-@every_cell
+@every_cell_in_time
 @every_kind
 def test_two_chunks_are_one_sequence(name, kind):
     """The chunks are padded to the whole length, so one program runs them all."""
@@ -764,7 +764,7 @@ def steps(masks, start):
 PADDING = np.arange(TIME)[None] >= LENGTHS[:, None]
 
 
-@every_cell
+@every_cell_in_time
 @every_kind
 def test_padding_is_invisible(name, kind):
     """Not numbers as well: in outputs, the final carry, and every gradient."""

@@ -108,7 +108,10 @@ def test_the_way_to_nnx_and_back_is_exact(xs, name):
     assert_same_bits(again, params)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n != "GRUCell")) for n in CELLS],
+)
 def test_a_step_is_that_of_the_linen_cell(xs, keys, name):
     cell = getattr(rdrop, name)(UNITS)
     carry = cell.initialize_carry(jax.random.key(0), xs[:, 0].shape)

@@ -168,7 +168,9 @@ def float64_cell(case, *rates):
     return cell, [variable.shape for variable in cell.trainable_variables]
 
 
-@pytest.mark.parametrize("rates", RATES.values(), ids=RATES)
+@pytest.mark.parametrize(
+    "rates", [pytest.param(RATES["dropout"], marks=pytest.mark.slow), RATES["both"]]
+)
 @each_case
 def test_cell_is_that_of_keras_given_our_masks(rng, case, rates):
     cell, shapes = float64_cell(case, *rates)

@@ -184,12 +184,12 @@ def from_carry(carry, count):
 @pytest.mark.parametrize(
     ("layers", "bidirectional", "lengths"),
     [
-        (1, False, None),
-        (1, False, LENGTHS),
+        pytest.param(1, False, None, marks=pytest.mark.slow),
+        pytest.param(1, False, LENGTHS, marks=pytest.mark.slow),
         (2, False, LENGTHS),
         (1, True, LENGTHS),
         (2, True, None),
-        (2, True, LENGTHS),
+        pytest.param(2, True, LENGTHS, marks=pytest.mark.slow),
     ],
 )
 @each_case
