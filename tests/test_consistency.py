@@ -155,6 +155,7 @@ def same(first, second):
     return all((a == b).all() for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 def test_a_site_that_is_shared_has_the_masks_of_the_other_and_no_other_has():
     first, second = two()
     masks, apart = drawn(first), drawn(second)

@@ -324,7 +324,7 @@ def gradient_in_smooth_rates(loop, **options):
 
 
 @pytest.mark.parametrize("loop", [None, slow_recompute])
-@pytest.mark.parametrize("gates", ["shared", "each"])
+@pytest.mark.parametrize("gates", ["shared", slow_each])
 @pytest.mark.parametrize("per", ["sequence", "step"])
 def test_gradient_of_a_concrete_rate_is_that_of_the_equations(per, gates, loop):
     """By central differences in float64, of the numbers that were drawn."""

@@ -83,6 +83,7 @@ def flat(tree):
 # The model.
 
 
+@pytest.mark.slow
 def test_a_text_in_windows_is_the_text_in_one_piece(rng):
     config = make_config()
     model = make_model(config, V)
@@ -145,6 +146,7 @@ def test_evaluation_takes_the_expectation_of_the_noise(rng):
     np.testing.assert_allclose(reading.dropped, 0.6 * reading.raw, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "names"),
     [

@@ -677,6 +677,7 @@ def candidate_bound(name, cell, params, xs, masks, site):
     return float(abs(z[..., cell.units :]).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", LONG, ids=LONG_IDS)
 @every_cell_in_time
 def test_nothing_explodes_in_a_thousand_steps(name, noise):

@@ -103,6 +103,7 @@ def test_rnn_is_its_definition(problem, cotangents, dropout, reverse, padded):
     assert_close(actual, expected, tolerance=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", MIXED, ids=["first", "second"])
 def test_rnn_uses_the_masks_that_draw_returns(problem, dropout):
     arguments = (problem.params, problem.xs, problem.carry)

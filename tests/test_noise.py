@@ -368,6 +368,7 @@ def drifting():
     return masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("drift", "per"), [(0.0, "sequence"), (1.0, "step")])
 def test_drift_runs_from_a_held_mask_to_one_a_step(drifting, drift, per):
     kinds = (Bernoulli, Gaussian, Concrete, Zoneout)
