@@ -9,7 +9,7 @@ Checked with flax 0.12.8, flax/linen/recurrent.py and flax/nnx/nn/recurrent.py.
 import itertools
 import keyword
 from collections.abc import Callable, Mapping
-from typing import Any, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,10 +67,6 @@ def from_flax(source: Any) -> Ported:
     return _of_nnx(source)
 
 
-@overload
-def to_flax(params: Mapping[str, Any]) -> Any: ...
-@overload
-def to_flax(params: Mapping[str, Any], module: Any) -> None: ...
 def to_flax(params: Mapping[str, Any], module: Any = None) -> Any:
     """Returns linen variables, or writes into a live module of nnx, in place.
 
