@@ -11,8 +11,8 @@ Besides inputs and outputs, in numbers a step, an example and a unit, are kept:
     LSTM  6: 4 slopes, 2 factors         GRU  5: 3 slopes, 2 factors       simple  1
     with recompute  1: c                      0                                    0
 
-Those of recompute are what lies between the two passes. Within one compiled program XLA
-may compute the slopes of all layers before the first are used; on CPU it does.
+To keep less, and where no derivative is taken, it goes block by block: inputs are
+projected, and slopes computed again, of some steps at a time.
 """
 
 import dataclasses
@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from rdrop.buffer import empty, put, take
+from rdrop.blocks import over_blocks, steps_of_block
+from rdrop.buffer import cut, empty, paste, put, take
 from rdrop.cells import Cell, Weights, mask_units
 from rdrop.cells.base import Carry, Linear
 from rdrop.cells.masking import kernel_gradient, masked_matmul, transposed_matmul
@@ -58,8 +59,8 @@ def fused_scan(
         valid: where false, the step is padding: the carry passes and y is zero.
         reverse: whether to run from the last step to the first.
         axis: that of time.
-        recompute: whether the backward pass computes the slopes again, of all steps at
-            once, instead of keeping them.
+        recompute: whether the backward pass computes the slopes again, of a block of
+            steps at once, instead of keeping them.
 
     Returns:
         The final carry, and the outputs, with time along `axis`.
@@ -103,7 +104,9 @@ class _Loop:
     def run(self, weights, carry, xs, drawn, valid):
         """The result, where no derivative is taken."""
         masks = jax.tree.unflatten(self.masks, drawn)
-        return self._keep_memory(weights, carry, xs, masks, valid)[0]
+        size = self._size(weights, xs)
+        arguments = (weights, carry, xs, masks, valid)
+        return self._run_blocks(self._keep_nothing, size, *arguments)[0]
 
     def forward(self, *marked):
         """The result, and what `backward` needs."""
@@ -114,33 +117,71 @@ class _Loop:
             return jax.vjp(plain, weights, carry, xs, drawn)
         masks = jax.tree.unflatten(self.masks, drawn)
         keep = self._keep_memory if self.recompute else self._keep_slopes
-        result, kept = keep(weights, carry, xs, masks, valid)
-        return result, (weights, carry, xs, masks, valid, result[1], kept)
+        size = self._size(weights, xs, whole=not self.recompute)
+        result, left = self._run_blocks(keep, size, weights, carry, xs, masks, valid)
+        return result, (weights, xs, masks, valid, result[1], left)
 
     def backward(self, residuals, cotangents):
         """The cotangents of the arguments of `run`."""
         cotangents = jax.tree.map(_instantiate, cotangents, is_leaf=_is_zero)
         if callable(residuals):
             return (*residuals(cotangents), None)
-        weights, carry, xs, masks, valid, ys, kept = residuals
-        aligned = align(masks, self.axis)
-        hs = self._states_before(carry, ys, aligned.hidden_state, valid)
-        linear = kept
-        if self.recompute:
-            zs = self.cell.project(weights, xs, aligned)
-            carries = jax.tree.unflatten(jax.tree.structure(carry), (*kept, hs))
-            _, linear = self.cell.linearise(weights, carries, zs, aligned)
-        transposed = {n: weight.T for n, weight in weights.items() if weight.ndim == 2}
-        d_carry, d_zs = self._pull_back(transposed, linear, masks, valid, *cotangents)
-        d_weights, d_xs = _pull_projection(transposed, xs, aligned, d_zs)
-        d_weights |= self.cell.pull_weights(linear, aligned, hs, d_zs)
+        weights, xs, masks, valid, ys, left = residuals
+        d_carry, d_ys = cotangents
+
+        def pull_block(state, start, size, left):
+            d_carry, gradients, d_xs = state
+            block = self._cut(start, size, xs, masks, valid)
+            y, d_y = cut((ys, d_ys), start, size, self.axis)
+            pulled = self._pull_block(weights, block, y, left, d_carry, d_y)
+            d_carry, d_weights, d_x = pulled
+            gradients = jax.tree.map(_add, gradients, d_weights)
+            return (d_carry, gradients, paste(d_xs, d_x, start, self.axis)), None
+
+        state = (d_carry, jax.tree.map(_wide_zeros, weights), jnp.zeros_like(xs))
+        time = xs.shape[self.axis]
+        size = self._size(weights, xs, whole=not self.recompute)
+        state, _ = over_blocks(pull_block, state, time, size, left, not self.reverse)
+        d_carry, gradients, d_xs = state
+        d_weights = jax.tree.map(lambda g, w: g.astype(w.dtype), gradients, weights)
         return d_weights, d_carry, d_xs, None, None
+
+    def _size(self, weights, xs, whole=False):
+        """The steps of a block: all, where what is kept is kept of the whole."""
+        time, batch, _ = xs.swapaxes(0, self.axis).shape
+        if whole:
+            return time
+        kernels = [weight for weight in weights.values() if weight.ndim == 2]
+        of_step = batch * kernels[0].shape[1] * kernels[0].dtype.itemsize
+        rows = sum(len(kernel) for kernel in kernels)
+        return steps_of_block(time, batch, rows, of_step)
+
+    def _run_blocks(self, keep, size, weights, carry, xs, masks, valid):
+        """The result; and of each block the first h, and what it keeps."""
+
+        def run_block(state, start, size, _):
+            carry, ys = state
+            block = self._cut(start, size, xs, masks, valid)
+            (new, y), kept = keep(weights, carry, *block)
+            return (new, paste(ys, y, start, self.axis)), (_state(carry), kept)
+
+        time = xs.shape[self.axis]
+        start = (carry, empty(_state(carry), time, self.axis))
+        return over_blocks(run_block, start, time, size, reverse=self.reverse)
+
+    def _cut(self, start, size, xs, masks, valid):
+        """Inputs, masks and padding of a block."""
+        drawn, valid = cut((changing(masks), valid), start, size, 0)
+        return cut(xs, start, size, self.axis), merge(masks, drawn), valid
 
     def _plain(self, weights, carry, xs, drawn, valid):
         masks = jax.tree.unflatten(self.masks, drawn)
         return plain_scan(
             self.cell, weights, carry, xs, masks, valid, self.reverse, self.axis
         )
+
+    def _keep_nothing(self, *arguments):
+        return self._keep_memory(*arguments)[0], None
 
     def _keep_memory(self, weights, carry, xs, masks, valid):
         """The result, and the parts of the carry before each step other than h."""
@@ -176,7 +217,7 @@ class _Loop:
             return (new, *put((slopes, rest, ys), values, t, self.axis)), None
 
         def of_step():
-            h = jax.tree.leaves(carry)[-1]
+            h = _state(carry)
             z = jnp.zeros((*h.shape[:-1], zs.shape[-1]), zs.dtype)
             blank = jax.tree.map(lambda m: jnp.zeros(m.shape[-3:], m.dtype), masks)
             (_, y), linear = self.cell.linearise(weights, carry, z, blank)
@@ -190,6 +231,23 @@ class _Loop:
         )
         carry, slopes, rest, ys = state
         return (carry, ys), Linear(slopes, rest)
+
+    def _pull_block(self, weights, block, ys, left, d_carry, d_ys):
+        """The cotangents of the carry before a block, of the weights and the inputs."""
+        xs, masks, valid = block
+        first, kept = left
+        aligned = align(masks, self.axis)
+        hs = self._states_before(first, ys, aligned.hidden_state, valid)
+        linear = kept
+        if self.recompute:
+            zs = self.cell.project(weights, xs, aligned)
+            carries = jax.tree.unflatten(jax.tree.structure(d_carry), (*kept, hs))
+            _, linear = self.cell.linearise(weights, carries, zs, aligned)
+        transposed = {n: weight.T for n, weight in weights.items() if weight.ndim == 2}
+        d_carry, d_zs = self._pull_back(transposed, linear, masks, valid, d_carry, d_ys)
+        d_weights, d_xs = _pull_projection(transposed, xs, aligned, d_zs)
+        d_weights |= self.cell.pull_weights(linear, aligned, hs, d_zs)
+        return d_carry, d_weights, d_xs
 
     def _pull_back(self, transposed, linear, masks, valid, d_carry, d_ys):
         """The cotangents of the first carry and of the projected inputs."""
@@ -216,9 +274,9 @@ class _Loop:
         start = (d_carry, linear.slopes)
         return jax.lax.scan(body, start, inputs, reverse=not self.reverse)[0]
 
-    def _states_before(self, carry, ys, mask, valid):
+    def _states_before(self, first, ys, mask, valid):
         """The h before each step, from the outputs: nothing else is kept for it."""
-        first = jnp.expand_dims(jax.tree.leaves(carry)[-1], self.axis)
+        first = jnp.expand_dims(first, self.axis)
         states = ys if isinstance(mask, Mix) else mask_units(ys, mask)
         if valid is not None:
             keep = valid.swapaxes(0, self.axis)[..., None]
@@ -246,11 +304,26 @@ def _pull_projection(transposed, xs, masks, d_zs):
     return {"kernel": gradient, "bias": d_zs.sum((0, 1))}, d_xs.astype(xs.dtype)
 
 
+def _state(carry):
+    """The h of a carry: all that is returned as an output, and all or its last part."""
+    return jax.tree.leaves(carry)[-1]
+
+
 def _add_to_state(d_carry, d_h):
     """Adds to the cotangent of the carry's h."""
     leaves, structure = jax.tree.flatten(d_carry)
-    leaves[-1] = leaves[-1] + d_h.astype(leaves[-1].dtype)
+    leaves[-1] = _add(leaves[-1], d_h)
     return jax.tree.unflatten(structure, leaves)
+
+
+def _wide_zeros(weight):
+    """Zeros to add the gradients of blocks to, in float32 or wider."""
+    is_narrow = jnp.finfo(weight.dtype).bits < 32
+    return jnp.zeros(weight.shape, jnp.float32 if is_narrow else weight.dtype)
+
+
+def _add(total, value):
+    return total + value.astype(total.dtype)
 
 
 def _is_zero(leaf) -> bool:

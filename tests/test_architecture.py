@@ -12,6 +12,7 @@ import rdrop
 ROOT = Path(__file__).parent.parent
 CELL = {"cells.base", "cells.masking", "dropout", "noise"}
 MAY_IMPORT = {
+    "blocks": set(),
     "buffer": set(),
     "threefry": set(),
     "keys": {"threefry"},
@@ -38,6 +39,7 @@ MAY_IMPORT = {
     },
     "scan": {"cells", "cells.base", "dropout"},
     "fused": {
+        "blocks",
         "buffer",
         "cells",
         "cells.base",

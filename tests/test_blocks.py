@@ -1,0 +1,223 @@
+"""Blocks: the loops give the same in blocks of any size, and need less memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_fused import (
+    CELLS,
+    LENGTHS,
+    SETTINGS,
+    assert_all_matter,
+    assert_close,
+    loss_of,
+    masks_of,
+    problem_of,
+    quick_jit,
+    results_of,
+    with_gradients,
+)
+
+import rdrop
+from rdrop.blocks import LEAST_BYTES, LEAST_ROWS, over_blocks, steps_of_block
+
+# Of the six steps: three blocks, and one of four with two left over.
+EVEN, WITH_REST = 2, 4
+every_size = pytest.mark.parametrize("size", [EVEN, WITH_REST])
+
+
+def of_all(names, quick):
+    """Parameters of which most are left to the slow suite."""
+    return [
+        name if name in quick else pytest.param(name, marks=pytest.mark.slow)
+        for name in names
+    ]
+
+
+every_size_in_time = pytest.mark.parametrize(
+    "size", of_all([EVEN, WITH_REST], [WITH_REST])
+)
+every_cell_in_time = pytest.mark.parametrize("name", of_all(CELLS, ["lstm"]))
+
+
+@pytest.fixture
+def in_blocks_of(monkeypatch):
+    """Makes the loops take so many steps at a time."""
+
+    def to(size):
+        monkeypatch.setattr("rdrop.fused.steps_of_block", lambda *_: size)
+
+    return to
+
+
+# Sizes.
+
+
+def test_a_block_is_as_large_as_it_must_be():
+    """By its bytes, or by its rows where the kernels have many."""
+    assert steps_of_block(10**6, 64, 2, LEAST_BYTES // 8) == 8
+    assert steps_of_block(10**6, 64, 640, LEAST_BYTES) == LEAST_ROWS * 10
+
+
+@pytest.mark.parametrize(
+    ("time", "size"),
+    [(1, 1), (7, 7), (9, 9), (24, 8), (27, 9), (28, 14), (31, 8), (34, 8)],
+)
+def test_blocks_are_even_where_they_can_be(time, size):
+    assert steps_of_block(time, 64, 2, LEAST_BYTES // 8) == size
+
+
+def test_nothing_to_multiply_is_one_block():
+    assert steps_of_block(5, 0, 3, 0) == 5
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("time", "size"), [(6, 6), (6, 2), (6, 4), (7, 2), (1, 1)])
+def test_every_step_is_in_one_block_and_has_its_own_leavings(time, size, reverse):
+    """Numbers what it meets in order; a second pass finds what the first left."""
+
+    def first(state, start, count, left):
+        assert left is None
+        count_so_far, seen = state
+        number = jnp.broadcast_to(count_so_far, count)
+        seen = jax.lax.dynamic_update_slice_in_dim(seen, number, start, 0)
+        return (count_so_far + 1, seen), jnp.asarray(start, jnp.int32)
+
+    def second(state, start, count, left):
+        return state & (left == start), None
+
+    (count, seen), left = over_blocks(
+        first, (jnp.array(0), jnp.zeros(time, int)), time, size, reverse=reverse
+    )
+    assert count == -(-time // size)
+    numbers = np.arange(time) // size
+    np.testing.assert_array_equal(seen, count - 1 - numbers if reverse else numbers)
+    found, _ = over_blocks(second, jnp.array(True), time, size, left, not reverse)
+    assert found
+
+
+# Results.
+
+
+@pytest.mark.parametrize("setting", of_all(SETTINGS, ["mixed_states"]))
+@every_size
+@every_cell_in_time
+def test_loop_without_gradient_is_the_plain_one(name, size, setting, in_blocks_of):
+    in_blocks_of(size)
+    dropout, time_major, reverse, lengths = SETTINGS[setting]
+    rnn = rdrop.RNN(CELLS[name], time_major, reverse)
+    params, xs, carry = problem_of(rnn)
+    run = quick_jit(functools.partial(rnn.apply, lengths=lengths))
+    masks = masks_of(CELLS[name], dropout)
+    actual = run(params, xs, masks, initial_carry=carry)
+    assert_close(actual, results_of(name, setting, "plain")[0])
+
+
+def recompute_results(name, setting):
+    dropout, time_major, reverse, lengths = SETTINGS[setting]
+    rnn = rdrop.RNN(CELLS[name], time_major, reverse, "recompute")
+    train = quick_jit(with_gradients(rnn))
+    return train(masks_of(CELLS[name], dropout), lengths, None, *problem_of(rnn))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@every_size_in_time
+@every_cell_in_time
+def test_gradients_in_blocks_are_those_of_the_plain_loop(
+    name, size, setting, in_blocks_of
+):
+    in_blocks_of(size)
+    expected = results_of(name, setting, "plain")
+    assert_all_matter(expected)
+    assert_close(recompute_results(name, setting), expected)
+
+
+@pytest.mark.slow
+@every_size
+def test_second_derivatives_in_blocks_are_those_of_the_plain_loop(size, in_blocks_of):
+    in_blocks_of(size)
+
+    def second(loop):
+        rnn = rdrop.RNN(CELLS["gru"], loop=loop)
+        loss = loss_of(
+            rnn, masks_of(CELLS["gru"], SETTINGS["mixed_states"].dropout), LENGTHS
+        )
+
+        def slope(*arguments):
+            gradients = jax.grad(loss, argnums=(0, 1, 2))(*arguments)
+            return sum((leaf**2).sum() for leaf in jax.tree.leaves(gradients))
+
+        return quick_jit(jax.grad(slope, argnums=(0, 1, 2)))(*problem_of(rnn))
+
+    expected = second("plain")
+    assert_all_matter(expected)
+    assert_close(second("recompute"), expected)
+
+
+@every_size_in_time
+def test_models_side_by_side_are_each_alone(size, in_blocks_of):
+    """And they read and write the blocks in place: slices stay slices."""
+    in_blocks_of(size)
+    rnn = rdrop.RNN(CELLS["lstm"], loop="recompute")
+    params, xs, carry = problem_of(rnn)
+    masks = masks_of(CELLS["lstm"], SETTINGS["multiplied_states"].dropout)
+    gradient = jax.grad(loss_of(rnn, masks))
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    side_by_side = jax.vmap(gradient, (0, None, None))
+    program = str(jax.make_jaxpr(side_by_side)(both, xs, carry))
+    assert "dynamic_slice" in program
+    assert "gather" not in program
+    assert "scatter" not in program
+    alone = [quick_jit(gradient)(p, xs, carry) for p in (params, double(params))]
+    assert_close(
+        quick_jit(side_by_side)(both, xs, carry),
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone),
+    )
+
+
+def double(tree):
+    return jax.tree.map(lambda leaf: 2 * leaf, tree)
+
+
+def test_gradients_of_narrow_kernels_are_added_up_in_float32(in_blocks_of):
+    """In bfloat16, 256 plus 1 is 256: adding up 300 blocks of 1 would end there."""
+    in_blocks_of(1)
+    cell = rdrop.SimpleCell(1, dtype=jnp.bfloat16)
+    rnn = rdrop.RNN(cell, loop="recompute")
+    xs = jnp.ones((1, 300, 1), jnp.bfloat16)
+    params = jax.tree.map(jnp.zeros_like, rnn.init(jax.random.key(0), xs))
+    gradient = jax.grad(lambda p: rnn.apply(p, xs)[1].astype(jnp.float32).sum())
+    assert gradient(params)["params"]["kernel"] == 300
+
+
+# Memory, by the compiler's own count.
+
+
+def long_memory(loop, train=True, depth=1, time=2048):
+    cell = rdrop.LSTMCell(64)
+    layers = rdrop.Stack([rdrop.RNN(cell.clone(), loop=loop) for _ in range(depth)])
+    xs = jax.ShapeDtypeStruct((16, time, 64), jnp.float32)
+    params = jax.eval_shape(layers.init, jax.random.key(0), xs)
+
+    def outputs(params, xs):
+        return layers.apply(params, xs)[1]
+
+    def loss(params, xs):
+        return (outputs(params, xs) ** 2).sum()
+
+    program = jax.grad(loss, argnums=(0, 1)) if train else outputs
+    compiled = quick_jit(program).lower(params, xs).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_recompute_needs_half_the_memory(depth):
+    assert long_memory("recompute", depth=depth) < long_memory("fused", depth=depth) / 2
+
+
+def test_memory_without_gradient_does_not_grow_with_time():
+    """But for the outputs, which are not counted."""
+    shorter, longer = (long_memory("fused", train=False, time=t) for t in (1024, 2048))
+    assert longer < 1.1 * shorter
