@@ -536,6 +536,31 @@ def test_no_gradient_of_a_kernel_is_taken_inside_the_loop(name, noise):
     assert products_in_loops(plain, masks) == [count, 2 * count]
 
 
+@every_cell_in_time
+def test_kernel_is_transposed_before_the_loop_unless_it_is_large(name, monkeypatch):
+    """Which is faster; the results are the same."""
+
+    rnn = rdrop.RNN(CELLS[name])
+    masks = masks_of(CELLS[name], SETTINGS["multiplied_states"].dropout)
+    arguments = (masks, None, None, *problem_of(rnn))
+
+    def results():
+        train = with_gradients(rnn)  # a new function, to be traced anew
+        program = jax.make_jaxpr(train)(*arguments)
+        *_, back = (e for e in program.eqns if e.primitive.name == "scan")
+        turns = "transpose[" in str(back.params["jaxpr"])
+        return turns, quick_jit(train)(*arguments)
+
+    turned_in_loop, expected = results()
+    assert not turned_in_loop
+    params = problem_of(rnn)[0]["params"]
+    size = params["recurrent_kernel"].nbytes
+    monkeypatch.setattr("rdrop.fused.LARGE_BYTES", size - 1)
+    turned_in_loop, actual = results()
+    assert turned_in_loop
+    assert_close(actual, expected)
+
+
 def test_both_directions_take_no_gradient_of_a_kernel_inside_the_loop():
     cells = CELLS["gru"].clone(), CELLS["simple"].clone()
     assert products_in_loops(rdrop.Bidirectional(*cells), None) == [1] * 4
