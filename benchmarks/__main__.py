@@ -18,6 +18,8 @@ from benchmarks.cases import BASE, PEERS, plan
 from benchmarks.rounds import Workers, measure
 
 PACKAGES = ("jax", "jaxlib", "flax", "keras", "torch", "numpy")
+# What the speed of products depends on most, the widest first.
+VECTORS = ("avx512f", "avx2")
 # Makes large buffers of large pages, of which the kernel has fewer to map and clear.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
@@ -79,10 +81,14 @@ def _peak_seconds(workers):
 
 def _environment():
     cpu = Path("/proc/cpuinfo")
-    names = cpu.read_text().splitlines() if cpu.exists() else []
-    model = next((n.split(": ")[1] for n in names if "model name" in n), "")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    pairs = [line.split(":") for line in lines if line.count(":") == 1]
+    facts = {name.strip(): value.strip() for name, value in pairs}
+    flags = facts.get("flags", "").split()
+    machine = [f"{platform.system()} {platform.machine()}", facts.get("model name")]
+    machine += [vectors for vectors in VECTORS if vectors in flags][:1]
     return {
-        "machine": f"{platform.system()} {platform.machine()}, {model}".rstrip(", "),
+        "machine": ", ".join(filter(None, machine)),
         "cores": len(os.sched_getaffinity(0)),
         "versions": {"python": platform.python_version(), "rdrop": rdrop.__version__}
         | {name: version(name) for name in PACKAGES},
