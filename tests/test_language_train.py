@@ -118,7 +118,9 @@ def test_rows_that_drop_their_own_words_drop_all_occurrences_of_one(rng):
     assert set(np.unique(mask)) == {0.0, 2.0}
 
 
-@pytest.mark.parametrize("per", ["sequence", "step"])
+@pytest.mark.parametrize(
+    "per", [pytest.param("sequence", marks=pytest.mark.slow), "step"]
+)
 def test_outputs_are_dropped_by_the_masks_of_the_stack(rng, per):
     """The model applies the noise of the top outputs itself; the bits are the same."""
     dropout = Dropout(outputs=Noise(rate=0.5, per=per))

@@ -64,11 +64,10 @@ def linen_layers():
 
 
 LAYERS = dict(linen_layers())
-QUICK = ("LSTMCell", "both ways")
 each_layer = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        name if name == "LSTMCell" else pytest.param(name, marks=pytest.mark.slow)
         for name in LAYERS
     ],
 )
