@@ -258,7 +258,7 @@ def _keras() -> ModuleType:
     try:
         import keras
     except ImportError as error:
-        raise ImportError("Keras is needed: pip install 'rdrop[interop]'.") from error
+        raise ImportError("Keras is needed: pip install keras") from error
     if tuple(int(n) for n in keras.__version__.split(".")[:2]) < OLDEST:
         raise RuntimeError(
             "Masks are exchanged with Keras 3.8 and newer, whose masks are those of "
