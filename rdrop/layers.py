@@ -38,8 +38,8 @@ class RNN(nn.Module):
             time steps of their inputs, and keys are those of direction "backward".
         loop: "fused" has a derivative written by hand, for the cells that supply one:
             LSTM, GRU and simple. "recompute" keeps less between the two passes, and
-            computes the rest again, a block of steps at a time: long sequences take
-            half the memory or less. "plain" is the definition, which also has
+            computes the rest again, a block of steps at a time: sequences of many
+            blocks (a MB each) take half the memory or less. "plain" is the definition, which also has
             derivatives in forward mode (`jax.jvp`, `jax.jacfwd`).
 
     Raises:
