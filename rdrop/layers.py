@@ -39,8 +39,9 @@ class RNN(nn.Module):
         loop: "fused" has a derivative written by hand, for the cells that supply one:
             LSTM, GRU and simple. "recompute" keeps less between the two passes, and
             computes the rest again, a block of steps at a time: sequences of many
-            blocks (a MB each) take half the memory or less. "plain" is the definition, which also has
-            derivatives in forward mode (`jax.jvp`, `jax.jacfwd`).
+            blocks (a MB each) take about half the memory or less. "plain" is the
+            definition, which also has derivatives in forward mode (`jax.jvp`,
+            `jax.jacfwd`).
 
     Raises:
         ValueError: `loop` is another word, or "recompute" for a cell that does not
