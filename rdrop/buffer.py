@@ -108,9 +108,13 @@ def _put_jvp(axis, primals, tangents):
     return _put(axis, *primals), _update(axis, d_buffer, d_value, primals[2])
 
 
-def _slice(axis: int, size: int, buffer: Shaped[Array, "..."], start):
+def _slice(
+    axis: int, size: int, buffer: Shaped[Array, "..."], start
+) -> Shaped[Array, "..."]:
     return jax.lax.dynamic_slice_in_dim(buffer, start, size, axis)
 
 
-def _update(axis: int, buffer: Shaped[Array, "..."], value, start):
+def _update(
+    axis: int, buffer: Shaped[Array, "..."], value, start
+) -> Shaped[Array, "..."]:
     return jax.lax.dynamic_update_slice_in_dim(buffer, value, start, axis)

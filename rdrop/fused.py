@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float
 from rdrop.blocks import over_blocks, steps_of_block
 from rdrop.buffer import cut, empty, paste, put, take
 from rdrop.cells import Cell, Weights, mask_units
-from rdrop.cells.base import Carry, Linear
+from rdrop.cells.base import Carry, Linear, widen
 from rdrop.cells.masking import kernel_gradient, masked_matmul, transposed_matmul
 from rdrop.dropout import Masks
 from rdrop.noise import Mix
@@ -324,8 +324,7 @@ def _add_to_state(d_carry, d_h):
 
 def _wide_zeros(weight):
     """Zeros to add the gradients of blocks to, in float32 or wider."""
-    is_narrow = jnp.finfo(weight.dtype).bits < 32
-    return jnp.zeros(weight.shape, jnp.float32 if is_narrow else weight.dtype)
+    return jnp.zeros(weight.shape, widen(weight.dtype))
 
 
 def _add(total, value):

@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 from test_fused import (
     CELLS,
-    LENGTHS,
     SETTINGS,
     assert_all_matter,
     assert_close,
+    curvature,
+    in_time,
+    large_layers,
     loss_of,
     masks_of,
+    memory,
+    memory_of_gradient,
     problem_of,
     quick_jit,
     results_of,
-    with_gradients,
 )
 
 import rdrop
@@ -28,18 +31,10 @@ EVEN, WITH_REST = 2, 4
 every_size = pytest.mark.parametrize("size", [EVEN, WITH_REST])
 
 
-def of_all(names, quick):
-    """Parameters of which most are left to the slow suite."""
-    return [
-        name if name in quick else pytest.param(name, marks=pytest.mark.slow)
-        for name in names
-    ]
-
-
 every_size_in_time = pytest.mark.parametrize(
-    "size", of_all([EVEN, WITH_REST], [WITH_REST])
+    "size", in_time([EVEN, WITH_REST], [WITH_REST])
 )
-every_cell_in_time = pytest.mark.parametrize("name", of_all(CELLS, ["lstm"]))
+every_cell_in_time = pytest.mark.parametrize("name", in_time(CELLS, ["lstm"]))
 
 
 @pytest.fixture
@@ -101,7 +96,7 @@ def test_every_step_is_in_one_block_and_has_its_own_leavings(time, size, reverse
 # Results.
 
 
-@pytest.mark.parametrize("setting", of_all(SETTINGS, ["mixed_states"]))
+@pytest.mark.parametrize("setting", in_time(SETTINGS, ["mixed_states"]))
 @every_size
 @every_cell_in_time
 def test_loop_without_gradient_is_the_plain_one(name, size, setting, in_blocks_of):
@@ -115,13 +110,6 @@ def test_loop_without_gradient_is_the_plain_one(name, size, setting, in_blocks_o
     assert_close(actual, results_of(name, setting, "plain")[0])
 
 
-def recompute_results(name, setting):
-    dropout, time_major, reverse, lengths = SETTINGS[setting]
-    rnn = rdrop.RNN(CELLS[name], time_major, reverse, "recompute")
-    train = quick_jit(with_gradients(rnn))
-    return train(masks_of(CELLS[name], dropout), lengths, None, *problem_of(rnn))
-
-
 @pytest.mark.parametrize("setting", SETTINGS)
 @every_size_in_time
 @every_cell_in_time
@@ -131,29 +119,17 @@ def test_gradients_in_blocks_are_those_of_the_plain_loop(
     in_blocks_of(size)
     expected = results_of(name, setting, "plain")
     assert_all_matter(expected)
-    assert_close(recompute_results(name, setting), expected)
+    in_blocks = results_of.__wrapped__(name, setting, "recompute")
+    assert_close(in_blocks, expected)
 
 
 @pytest.mark.slow
 @every_size
 def test_second_derivatives_in_blocks_are_those_of_the_plain_loop(size, in_blocks_of):
     in_blocks_of(size)
-
-    def second(loop):
-        rnn = rdrop.RNN(CELLS["gru"], loop=loop)
-        loss = loss_of(
-            rnn, masks_of(CELLS["gru"], SETTINGS["mixed_states"].dropout), LENGTHS
-        )
-
-        def slope(*arguments):
-            gradients = jax.grad(loss, argnums=(0, 1, 2))(*arguments)
-            return sum((leaf**2).sum() for leaf in jax.tree.leaves(gradients))
-
-        return quick_jit(jax.grad(slope, argnums=(0, 1, 2)))(*problem_of(rnn))
-
-    expected = second("plain")
+    expected = curvature("gru", "plain")
     assert_all_matter(expected)
-    assert_close(second("recompute"), expected)
+    assert_close(curvature.__wrapped__("gru", "recompute"), expected)
 
 
 @every_size_in_time
@@ -192,32 +168,20 @@ def test_gradients_of_narrow_kernels_are_added_up_in_float32(in_blocks_of):
     assert gradient(params)["params"]["kernel"] == 300
 
 
-# Memory, by the compiler's own count.
-
-
-def long_memory(loop, train=True, depth=1, time=2048):
-    cell = rdrop.LSTMCell(64)
-    layers = rdrop.Stack([rdrop.RNN(cell.clone(), loop=loop) for _ in range(depth)])
-    xs = jax.ShapeDtypeStruct((16, time, 64), jnp.float32)
-    params = jax.eval_shape(layers.init, jax.random.key(0), xs)
-
-    def outputs(params, xs):
-        return layers.apply(params, xs)[1]
-
-    def loss(params, xs):
-        return (outputs(params, xs) ** 2).sum()
-
-    program = jax.grad(loss, argnums=(0, 1)) if train else outputs
-    compiled = quick_jit(program).lower(params, xs).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+# Memory.
 
 
 @pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_recompute_needs_half_the_memory(depth):
-    assert long_memory("recompute", depth=depth) < long_memory("fused", depth=depth) / 2
+    fused, recompute = (
+        memory_of_gradient("lstm", loop, depth, 2048) for loop in ("fused", "recompute")
+    )
+    assert recompute < fused / 2
 
 
 def test_memory_without_gradient_does_not_grow_with_time():
     """But for the outputs, which are not counted."""
-    shorter, longer = (long_memory("fused", train=False, time=t) for t in (1024, 2048))
+    shorter, longer = (
+        memory(*large_layers("lstm", "fused", 1, time)) for time in (1024, 2048)
+    )
     assert longer < 1.1 * shorter

@@ -40,13 +40,17 @@ CELLS = {
 }
 FAST = ("fused", "recompute")
 every_cell = pytest.mark.parametrize("name", CELLS)
-every_cell_in_time = pytest.mark.parametrize(
-    "name",
-    [
-        name if name in ("lstm", "gru") else pytest.param(name, marks=pytest.mark.slow)
-        for name in CELLS
-    ],
-)
+
+
+def in_time(values, quick):
+    """Parameters of which all but the quick are left to the slow suite."""
+    return [
+        value if value in quick else pytest.param(value, marks=pytest.mark.slow)
+        for value in values
+    ]
+
+
+every_cell_in_time = pytest.mark.parametrize("name", in_time(CELLS, ("lstm", "gru")))
 slow_each = pytest.param("each", marks=pytest.mark.slow)
 slow_recompute = pytest.param("recompute", marks=pytest.mark.slow)
 every_loop = pytest.mark.parametrize("loop", ["fused", slow_recompute])
@@ -539,7 +543,6 @@ def test_no_gradient_of_a_kernel_is_taken_inside_the_loop(name, noise):
 @every_cell_in_time
 def test_kernel_is_transposed_before_the_loop_unless_it_is_large(name, monkeypatch):
     """Which is faster; the results are the same."""
-
     rnn = rdrop.RNN(CELLS[name])
     masks = masks_of(CELLS[name], SETTINGS["multiplied_states"].dropout)
     arguments = (masks, None, None, *problem_of(rnn))
@@ -568,13 +571,30 @@ def test_both_directions_take_no_gradient_of_a_kernel_inside_the_loop():
     assert products_in_loops(plain, None) == [1, 1, 2, 2]
 
 
-def large_loss(name, loop, depth=1):
-    """A loss of layers with as many features as units, and its arguments' shapes."""
+def large_layers(name, loop, depth=1, time=64):
+    """Outputs of layers with as many features as units, and the arguments' shapes."""
     cell = CELLS[name].clone(units=32, param_dtype=jnp.float32)
     layers = rdrop.Stack([rdrop.RNN(cell.clone(), loop=loop) for _ in range(depth)])
-    xs = jax.ShapeDtypeStruct((16, 64, 32), jnp.float32)
+    xs = jax.ShapeDtypeStruct((16, time, 32), jnp.float32)
     params = jax.eval_shape(layers.init, jax.random.key(0), xs)
-    return lambda params, xs: layers.apply(params, xs)[1].sum(), (params, xs)
+    return lambda params, xs: layers.apply(params, xs)[1], (params, xs)
+
+
+def large_loss(*arguments):
+    """A loss of `large_layers`, and its arguments' shapes."""
+    outputs, shapes = large_layers(*arguments)
+    return lambda params, xs: outputs(params, xs).sum(), shapes
+
+
+def memory(function, shapes):
+    """Bytes of temporary memory, by the compiler's own count."""
+    compiled = quick_jit(function).lower(*shapes).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def memory_of_gradient(*arguments):
+    loss, shapes = large_loss(*arguments)
+    return memory(jax.grad(loss, argnums=(0, 1)), shapes)
 
 
 # As in the docstring of rdrop/fused.py: fused, and recompute.
@@ -597,13 +617,8 @@ def test_numbers_kept_for_the_gradient_are_those_promised(name):
     ("name", "depth"), [*((name, 1) for name in CELLS), ("lstm", 2)]
 )
 def test_gradient_needs_less_memory_than_that_of_the_plain_loop(name, depth):
-    def memory(loop):
-        loss, shapes = large_loss(name, loop, depth)
-        gradient = quick_jit(jax.grad(loss, argnums=(0, 1)))
-        return gradient.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
-
-    plain = memory("plain")
-    assert all(memory(loop) < plain for loop in FAST)
+    plain = memory_of_gradient(name, "plain", depth)
+    assert all(memory_of_gradient(name, loop, depth) < plain for loop in FAST)
 
 
 # Vectorised.

@@ -321,7 +321,11 @@ def advance(
     return carry, mask_units(y, masks.outputs)
 
 
+def widen(dtype: DTypeLike) -> DTypeLike:
+    """Returns float32 for a narrower float, and else the dtype itself."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
 def _orthogonal(key, shape, dtype):
     """In float32 or wider, as LAPACK has no narrower floats."""
-    wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
-    return orthogonal()(key, shape, wide).astype(dtype)
+    return orthogonal()(key, shape, widen(dtype)).astype(dtype)
