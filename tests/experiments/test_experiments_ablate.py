@@ -210,7 +210,7 @@ def replay(folder, number):
     line = f"{folder}/results.jsonl:{number}"
     return subprocess.run(
         [sys.executable, "-m", "experiments", "replay", line],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,

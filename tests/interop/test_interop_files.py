@@ -22,7 +22,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 
 # Keras does to NumPy what this warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 L = keras.layers
 UNITS = 3
 

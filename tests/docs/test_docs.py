@@ -11,7 +11,7 @@ from experiments import __main__ as commands
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text()
     for page in sorted((ROOT / "docs").rglob("*.md"))
