@@ -26,7 +26,7 @@ def main() -> dict[str, float]:
     )
     layer = keras.layers.Bidirectional(lstm)
     layer.build(xs.shape)
-    port, params = from_keras(layer)
+    port, params, _ = from_keras(layer)
 
     dropout, keys = rdrop.presets.keras(0.2, 0.5), rdrop.stream_keys(jax.random.key(1))
     sites = rdrop.LSTMCell(16).sites(12)

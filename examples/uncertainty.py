@@ -163,8 +163,11 @@ def main() -> None:
     held_out, labels = len(splits[0].lengths), batch.targets
     keys = montecarlo.pass_keys(jax.random.key(1), options.passes)
 
+    traces = []
+
     @jax.jit
     def average(keys, power):
+        traces.append(power)  # runs once per compilation
         return montecarlo.predict(
             lambda k: log_probs(batch, k), keys, power=power, chunk=25
         )
@@ -176,7 +179,7 @@ def main() -> None:
     print(" " * 16 + "".join(f"{column:>10}" for column in columns))
     for name, prediction in means.items():
         report(name, prediction.log_probs, labels, held_out)
-    print(f"programs compiled for {len(POWERS)} means: {average._cache_size()}")
+    print(f"programs compiled for {len(POWERS)} means: {len(traces)}")
     means = jax.tree.map(lambda leaf: leaf[held_out:], means)
     sixth = take(batch, jnp.arange(held_out, len(labels), 6))
     many = montecarlo.pass_keys(jax.random.key(2), FEW + MANY)

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 import rdrop
 from experiments.config import Config, ConfigError, Noise, StateNoise, WeightNoise
@@ -44,7 +44,7 @@ class Network(nn.Module):
     def __call__(
         self,
         xs: Float[Array, "B T D"],
-        lengths: Int[Array, "B"],
+        lengths: Integer[Array, "B"],
         dropout: Dropout | None = None,
         keys: rdrop.StreamKeys | None = None,
     ) -> Float[Array, "B *T O"]:
@@ -53,7 +53,7 @@ class Network(nn.Module):
         stack = rdrop.Stack(layers, name="stack")
         _, ys = stack(xs, dropout, keys, lengths=lengths)
         if self.readout == "last":
-            ys = ys[jnp.arange(len(ys)), lengths - 1]
+            ys = ys[jnp.arange(len(ys)), lengths.astype(jnp.int32) - 1]
         return nn.Dense(self.outputs, name="readout")(ys)
 
 
@@ -118,12 +118,10 @@ def noise_of(lanes: Sequence[Noise | WeightNoise], site: str) -> Any:
     drift = _values(lanes, "drift")
     _check(first, site, rate, drift)
     shared: dict[str, Any] = {
-        "per": first.per,
+        "per": rdrop.Drift(drift) if (drift < 1).any() else first.per,
         "gates": first.gates,
         "batch": first.batch,
     }
-    if (drift < 1).any():
-        shared["drift"] = drift
     if first.kind == "bernoulli":
         return rdrop.Bernoulli(rate, scale=first.scale, **shared)
     if first.kind == "concrete":

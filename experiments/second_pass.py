@@ -46,9 +46,8 @@ def weights(
     """Returns how much each output counts: its share in the weight of its sequence."""
     if outputs.ndim == 2:
         return jnp.asarray(score.weight)
-    steps = jnp.arange(outputs.shape[1], dtype=batch.lengths.dtype)
-    inside = steps[None] < batch.lengths[:, None]
-    return inside * (score.weight / batch.lengths)[:, None]
+    valid = batch.valid_steps(outputs.shape[1])
+    return valid * (score.weight / batch.lengths)[:, None]
 
 
 def check(configs: Sequence[Config], dropout: Dropout, data: Data) -> None:

@@ -13,8 +13,9 @@ the splits, the training, the sweep and the report, is the same for all tasks.
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from experiments.config import Task as Options
 
@@ -26,13 +27,18 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: [N, T, ...]; what `inputs` makes features of.
-        lengths: valid steps of each, at least 1.
+        lengths: valid steps of each, at least 1; integers of any width.
         targets: [N, ...]; what `score` compares with.
     """
 
     inputs: Arrays
-    lengths: Int[Arrays, "N"]
+    lengths: Integer[Arrays, "N"]
     targets: Arrays
+
+    def valid_steps(self, time: int) -> Bool[Array, "N T"]:
+        """Returns which of T steps are not padding."""
+        steps = jnp.arange(time, dtype=jnp.int32)
+        return steps[None] < jnp.asarray(self.lengths).astype(jnp.int32)[:, None]
 
 
 class Data(NamedTuple):

@@ -1,33 +1,36 @@
 """rdrop: dropout in recurrent networks as a value one can name, inspect and vmap."""
 
-from rdrop import calibration, montecarlo, presets, schedules
-from rdrop.cells import (
+from rdrop import calibration, cells, montecarlo, presets, schedules
+from rdrop.dropout import Dropout, Masks, draw
+from rdrop.functional import embedding_dropout, locked_dropout
+from rdrop.keys import StreamKeys, stream_keys
+from rdrop.linen import (
+    RNN,
+    Bidirectional,
     Cell,
     GRUCell,
     LayerNormLSTMCell,
     LSTMCell,
     MinGRUCell,
     SimpleCell,
+    Stack,
 )
-from rdrop.consistency import fraternal, r_drop
-from rdrop.dropout import Dropout, Masks, draw
-from rdrop.functional import (
-    activation_regulariser,
-    concrete_regulariser,
-    embedding_dropout,
-    locked_dropout,
-    temporal_activation_regulariser,
-)
-from rdrop.keys import StreamKeys, stream_keys
-from rdrop.layers import RNN, Bidirectional, Stack
 from rdrop.noise import (
     Bernoulli,
     Concrete,
+    Drift,
     DropConnect,
     Gaussian,
     Mix,
     Site,
     Zoneout,
+)
+from rdrop.penalties import (
+    activation_regulariser,
+    concrete_regulariser,
+    fraternal,
+    r_drop,
+    temporal_activation_regulariser,
 )
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "Bidirectional",
     "Cell",
     "Concrete",
+    "Drift",
     "DropConnect",
     "Dropout",
     "GRUCell",
@@ -52,6 +56,7 @@ __all__ = [
     "Zoneout",
     "activation_regulariser",
     "calibration",
+    "cells",
     "concrete_regulariser",
     "draw",
     "embedding_dropout",

@@ -1,7 +1,7 @@
-"""Calibration: whether a model is as often right as it is confident.
+"""Calibration: agreement of a model's confidence with its accuracy.
 
-It judges predictions, log-probabilities of C classes, of one pass or of many, by the
-labels of N examples.
+The functions compare predictions, the log-probabilities of C classes, with the labels
+of N examples. A prediction may come from one pass or from many.
 
 References:
     [1] Guo et al. On calibration of modern neural networks. ICML 2017.
@@ -15,21 +15,33 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer
 
+from rdrop.arguments import check_count, check_number
 from rdrop.montecarlo import Arrays, wide
 
-# The temperatures that are searched, and how often their range is halved.
+__all__ = [
+    "Coverage",
+    "Reliability",
+    "calibration_error",
+    "coverage",
+    "fit_temperature",
+    "reliability",
+    "temper",
+]
+
+# The range of temperatures that is searched, and how often it is halved.
 COLDEST, HOTTEST, HALVINGS = 1e-3, 1e3, 50
 
 
 class Reliability(NamedTuple):
-    """How often predictions are right, by how confident they are.
+    """Accuracy of predictions by confidence.
 
     Attributes:
         counts: predictions in each bin.
         confidence: their mean confidence, 0 in an empty bin.
-        accuracy: the share of them that is right, 0 in an empty bin.
+        accuracy: the fraction of them that is right, 0 in an empty bin.
     """
 
     counts: Int[Arrays, "bins"]
@@ -38,11 +50,11 @@ class Reliability(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """How often predictions are right, by how many of them are kept.
+    """Accuracy of the most certain predictions, by how many are kept.
 
     Attributes:
-        share: 1/N, 2/N, ..., 1 of the predictions, the most certain ones.
-        accuracy: the share of those kept that is right.
+        share: 1/N, 2/N, ..., 1, the fraction of predictions that is kept.
+        accuracy: the fraction of the kept ones that is right.
     """
 
     share: Float[Arrays, "N"]
@@ -50,29 +62,30 @@ class Coverage(NamedTuple):
 
 
 def reliability(
-    log_probs: Float[Arrays, "N C"], labels: Int[Arrays, "N"], bins: int = 15
+    log_probs: Float[Arrays, "N C"], labels: Integer[Arrays, "N"], bins: int = 15
 ) -> Reliability:
     """Sorts predictions into bins of confidence, for a reliability diagram [1].
 
-    The confidence of a prediction is its largest probability; bin m of M holds those in
-    ((m - 1) / M, m / M].
+    The confidence of a prediction is its largest probability; bin m of M holds the
+    confidences in ((m - 1) / M, m / M].
 
     Args:
         log_probs: normalised; of equally probable classes the first is predicted.
-        labels: the right classes, in [0, C).
-        bins: M, at least 1.
+        labels: the right classes, integers in [0, C).
+        bins: M, an integer of 1 or more.
 
     Raises:
-        ValueError: `bins` is below 1, or the shapes do not fit.
+        ValueError: N is 0, or the shapes do not fit; a label is not an integer, or
+            outside [0, C); `bins` is not an integer, or below 1. Traced labels are not
+            checked.
     """
-    _check_labels(log_probs, labels)
-    if not bins >= 1:
-        raise ValueError(f"`bins` must be 1 or more, got {bins}.")
+    labels = _checked_labels(log_probs, labels)
+    bins = check_count("bins", bins)
     log_probs = wide(log_probs)
     confidence = jnp.exp(log_probs.max(axis=1))
     edges = jnp.arange(1, bins, dtype=confidence.dtype) / bins
     place = jnp.searchsorted(edges, confidence, side="left")
-    right = log_probs.argmax(axis=1) == jnp.asarray(labels, int)
+    right = log_probs.argmax(axis=1).astype(jnp.int32) == labels
     ones = jnp.ones_like(confidence)
     counts, confidence, correct = (
         jax.ops.segment_sum(values, place, bins)
@@ -83,18 +96,18 @@ def reliability(
 
 
 def calibration_error(
-    log_probs: Float[Arrays, "N C"], labels: Int[Arrays, "N"], bins: int = 15
+    log_probs: Float[Arrays, "N C"], labels: Integer[Arrays, "N"], bins: int = 15
 ) -> Float[Array, ""]:
     """Returns the expected calibration error, in [0, 1] [1].
 
         ECE = sum_m counts_m / N |accuracy_m - confidence_m|
 
-    Few examples a bin make it larger: a calibrated model's is above 0.
+    Few examples per bin make it larger: it is above 0 even for a calibrated model.
 
     Args:
         log_probs: normalised.
-        labels: the right classes, in [0, C).
-        bins: M, at least 1.
+        labels: the right classes, integers in [0, C).
+        bins: M, an integer of 1 or more.
 
     Raises:
         ValueError: as `reliability`.
@@ -108,20 +121,25 @@ def coverage(uncertainty: Float[Arrays, "N"], correct: Bool[Arrays, "N"]) -> Cov
     """Returns the accuracy of the most certain predictions, at every coverage [2].
 
     It is 1 minus the selective risk, of the risk-coverage curve. Equally uncertain
-    predictions are kept in random order, and the accuracy is the mean over orders: so
-    the order of the examples does not matter.
+    predictions are kept in random order, and the accuracy is the mean over all orders,
+    so it does not depend on the order of the examples.
 
     Args:
         uncertainty: larger is less certain, for example an entropy.
         correct: whether each prediction is right.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: N is 0, or the shapes differ; `correct` is not boolean.
     """
-    if uncertainty.shape != correct.shape:
+    if uncertainty.ndim != 1 or not uncertainty.size:
         raise ValueError(
-            f"`correct` must have the shape of `uncertainty`, {uncertainty.shape}, got "
-            f"{correct.shape}."
+            "`uncertainty` must have the shape [N], N of 1 or more, got "
+            f"{uncertainty.shape}."
+        )
+    if correct.shape != uncertainty.shape or correct.dtype != bool:
+        raise ValueError(
+            f"`correct` must be booleans of the shape of `uncertainty`, "
+            f"{uncertainty.shape}, got {correct.dtype}{list(correct.shape)}."
         )
     values = wide(uncertainty)
     order = jnp.argsort(values)
@@ -134,33 +152,33 @@ def coverage(uncertainty: Float[Arrays, "N"], correct: Bool[Arrays, "N"]) -> Cov
 
 
 def fit_temperature(
-    log_probs: Float[Arrays, "N C"], labels: Int[Arrays, "N"]
+    log_probs: Float[Arrays, "N C"], labels: Integer[Arrays, "N"]
 ) -> Float[Array, ""]:
     """Returns the temperature T that minimises the negative log-likelihood [1].
 
         NLL(T) = -1/N sum_n log softmax(z_n / T)[label_n]
 
-    It is convex in 1 / T; its derivative mean_n(E[z] - z[label]), E over the tempered
-    distribution, is followed by bisection to a relative 1e-9 in float64, and to the
-    rounding of that derivative, some 1e-5, in float32. Fit it on held-out data.
+    It is convex in 1 / T, with the derivative mean_n(E[z] - z[label]), E over the
+    tempered distribution. Bisection finds the root to a relative 1e-9 in float64, and
+    to the rounding of the derivative, about 1e-5, in float32. Fit it on held-out data.
 
     Args:
         log_probs: z, log-probabilities or logits; -inf is allowed.
-        labels: the right classes, in [0, C).
+        labels: the right classes, integers in [0, C).
 
     Returns:
-        T, or the end of [1e-3, 1e3] that is nearest where there is no minimum between:
-        the lower one if all predictions are right, the upper one if they are no better
-        than chance, or a right class has probability 0. It is constant under
-        differentiation.
+        T, or the nearest end of [1e-3, 1e3] if the minimum lies outside: the lower end
+        if all predictions are right, the upper one if they are not better than chance,
+        or if a right class has probability 0. It is constant under differentiation.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: N is 0, or the shapes do not fit; a label is not an integer, or
+            outside [0, C). Traced labels are not checked.
     """
-    _check_labels(log_probs, labels)
+    labels = _checked_labels(log_probs, labels)
     z = wide(log_probs)
     finite = jnp.where(jnp.isneginf(z), 0, z)
-    right = jnp.take_along_axis(z, jnp.asarray(labels)[:, None], axis=1)[:, 0]
+    right = jnp.take_along_axis(z, labels[:, None], axis=1)[:, 0]
 
     def halve(_, ends):
         low, high = ends
@@ -175,24 +193,36 @@ def fit_temperature(
 
 
 def temper(log_probs: Float[Arrays, "*N C"], temperature: Any) -> Float[Array, "*N C"]:
-    """Returns log softmax(log_probs / temperature): above 1, less confident [1].
+    """Returns log softmax(log_probs / temperature) [1].
+
+    A temperature above 1 makes predictions less confident.
 
     Args:
         log_probs: log-probabilities or logits.
         temperature: above 0; a number or a traced scalar.
 
     Raises:
-        ValueError: `temperature` is 0 or below. Traced values are not checked.
+        ValueError: `temperature` is not a single number, or not above 0. Traced values
+            are not checked.
     """
-    if isinstance(temperature, (int, float)) and not temperature > 0:
-        raise ValueError(f"`temperature` must be above 0, got {temperature}.")
+    check_number("temperature", temperature, "above 0", lambda number: number > 0)
     log_probs = wide(log_probs)
     return jax.nn.log_softmax(log_probs / jnp.asarray(temperature, log_probs.dtype))
 
 
-def _check_labels(log_probs, labels) -> None:
-    if log_probs.ndim != 2 or labels.shape != log_probs.shape[:1]:
+def _checked_labels(log_probs, labels) -> Int[Array, "N"]:
+    """The labels in int32; raises as `reliability`."""
+    if log_probs.ndim != 2 or labels.shape != log_probs.shape[:1] or not len(labels):
         raise ValueError(
-            "`log_probs` must be [N, C] and `labels` [N], got shapes "
-            f"{log_probs.shape} and {labels.shape}."
+            "`log_probs` must have the shape [N, C] and `labels` [N], N of 1 or more, "
+            f"got {log_probs.shape} and {labels.shape}."
         )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"`labels` must be integers, got {labels.dtype}.")
+    if not isinstance(labels, jax.core.Tracer):
+        values, classes = np.asarray(labels), log_probs.shape[1]
+        if wrong := values[(values < 0) | (values >= classes)].tolist():
+            raise ValueError(
+                f"`labels` must lie in [0, C) = [0, {classes}), got {wrong[0]}."
+            )
+    return jnp.asarray(labels).astype(jnp.int32)

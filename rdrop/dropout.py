@@ -1,121 +1,71 @@
-"""Dropout: where noise enters a recurrent layer.
+"""Dropout: the noise of each site of a recurrent layer, and the masks drawn for it.
 
-A `Dropout` names the noise of each site, `Masks` are what was drawn. In both, `None`
-means that the site is untouched: nothing is drawn and nothing is compiled for it. The
-structure is static and the rates are leaves, so one compiled program serves them all.
-
-Sites, by stream (vertical arrows: inputs; horizontal arrows: recurrent):
-
-    inputs      inputs, outputs, input_weights
-    recurrent   recurrent, update, gates, cell_state, hidden_state, recurrent_weights
-
-References:
-    [1] Pham et al. Dropout improves recurrent neural networks for handwriting
-        recognition. ICFHR 2014. arXiv:1312.4569.
-    [2] Zaremba, Sutskever, Vinyals. Recurrent neural network regularization. 2014.
-        arXiv:1409.2329.
-    [3] Gal, Ghahramani. A theoretically grounded application of dropout in recurrent
-        neural networks. NeurIPS 2016. arXiv:1512.05287.
-    [4] Semeniuta, Severyn, Barth. Recurrent dropout without memory loss. COLING 2016.
-        arXiv:1603.05118.
-    [5] Cheng et al. An exploration of dropout with LSTMs. Interspeech 2017.
-    [6] Moon et al. RnnDrop: a novel dropout for RNNs in ASR. ASRU 2015.
-    [7] Krueger et al. Zoneout: regularizing RNNs by randomly preserving hidden
-        activations. ICLR 2017. arXiv:1606.01305.
-    [8] Merity, Keskar, Socher. Regularizing and optimizing LSTM language models. ICLR
-        2018. arXiv:1708.02182.
-    [9] Wan et al. Regularization of neural networks using DropConnect. ICML 2013.
+A `Dropout` names the noise of each site, `Masks` are the arrays drawn for it. In both,
+`None` means that the site is untouched: nothing is drawn and nothing is compiled for
+it. The structure is static and the rates are leaves, so one compiled program serves all
+rates. The sites are the rows of `rdrop.sites.SITES`; numbers in brackets are its
+references.
 """
 
+import dataclasses
+import difflib
+import inspect
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
+from rdrop.advice import describe
 from rdrop.keys import STREAMS, StreamKeys, check_keys
-from rdrop.lifetime import draw_step, draw_steps
-from rdrop.noise import (
-    Bernoulli,
-    Concrete,
-    DropConnect,
-    Gaussian,
-    Mix,
-    Site,
-    Zoneout,
-    check,
+from rdrop.noise.kinds import KINDS_BY_NAME, Mix, NoiseKind
+from rdrop.noise.lifetime import lifetime_of
+from rdrop.noise.node import check
+from rdrop.noise.rates import Shape
+from rdrop.sites import SITES, Site
+
+KINDS: dict[str, tuple[type[NoiseKind], ...]] = {
+    name: tuple(KINDS_BY_NAME[kind] for kind in site.kinds)
+    for name, site in SITES.items()
+}
+# A site must not be set to these, nor to anything that can be called: a module, a
+# schedule, a class. Any other object may be a placeholder with which JAX or a user
+# rebuilds the pytree.
+NUMBERS = (bool, int, float, str, np.generic, np.ndarray, jax.Array)
+
+Mask = Float[Array, "..."]
+# The fields of `Dropout` and `Masks`, one per site.
+PerSite: Any = dataclasses.make_dataclass(
+    "PerSite", [(name, Any, None) for name in SITES], frozen=True
 )
 
-MULTIPLIERS = (Bernoulli, Gaussian, Concrete)
-KINDS: dict[str, tuple[type, ...]] = {
-    "inputs": MULTIPLIERS,
-    "outputs": MULTIPLIERS,
-    "input_weights": (DropConnect,),
-    "recurrent": MULTIPLIERS,
-    "update": MULTIPLIERS,
-    "gates": MULTIPLIERS,
-    "cell_state": (*MULTIPLIERS, Zoneout),
-    "hidden_state": (*MULTIPLIERS, Zoneout),
-    "recurrent_weights": (DropConnect,),
-}
-# What a site must not be set to, besides a kind that it does not take. Anything else
-# may be a placeholder of JAX's, which rebuilds pytrees around what is no noise at all.
-MISTAKES = (bool, int, float, str, np.generic, np.ndarray, jax.Array)
-NOISES = (*MULTIPLIERS, Zoneout, DropConnect)
 
-Multiplier = Bernoulli | Gaussian | Concrete
-State = Multiplier | Zoneout
-Mask = Float[Array, "..."]
-
-
-class Dropout(struct.PyTreeNode):
+class Dropout(PerSite, struct.PyTreeNode):
     """The noise of each site of a recurrence.
 
     Attributes:
-        inputs: multiplies x_t before the input kernel [1, 2, 3]; Keras `dropout`.
-        outputs: multiplies y_t on its way up, not the h_t handed on in time [1, 2].
-        input_weights: drops weights of the input kernel [9].
-        recurrent: multiplies h_{t-1} before the recurrent kernel, never the leak path
-            of a GRU [3]; Keras `recurrent_dropout`.
-        update: multiplies the candidate (g_t, or n_t of a GRU) before it is added to
-            the memory [4].
-        gates: multiplies the gates after their sigmoid, but not the candidate [5].
-            Inverted multipliers compound over time where a gate keeps the state.
-        cell_state: multiplies c_t [6], or mixes it with c_{t-1}; then h_t is made from
-            the memory before mixing [7]. Inverted multipliers compound over time.
-        hidden_state: mixes h_t with h_{t-1}, and puts out the mixture [7]; or
-            multiplies the h_t handed on in time, leak path of a GRU included, but not
-            y_t. Inverted multipliers compound there: Keras 3.0 to 3.7 did so.
-        recurrent_weights: drops weights of the recurrent kernel [8].
+    {sites}
 
     Raises:
-        TypeError: a site is set to what is no noise, or to a kind it does not take.
+        TypeError: a name is not a site, or the site does not take the noise.
 
     Example:
+        >>> from rdrop import Bernoulli
         >>> gal = Dropout(inputs=Bernoulli(0.25), recurrent=Bernoulli(0.5))
         >>> jax.tree.leaves(gal)
         [0.25, 0.5]
     """
 
-    inputs: Multiplier | None = None
-    outputs: Multiplier | None = None
-    input_weights: DropConnect | None = None
-    recurrent: Multiplier | None = None
-    update: Multiplier | None = None
-    gates: Multiplier | None = None
-    cell_state: State | None = None
-    hidden_state: State | None = None
-    recurrent_weights: DropConnect | None = None
-
-    def __post_init__(self):
+    def __init__(self, *unnamed: Any, **noises: Any):
+        _set_sites(self, unnamed, noises)
         for name, noise in self.sites():
-            if isinstance(noise, MISTAKES + NOISES) and not isinstance(
-                noise, KINDS[name]
-            ):
-                kinds = " or ".join(f"{kind.__name__}(rate)" for kind in KINDS[name])
-                raise TypeError(f"Site `{name}` takes {kinds}, got {noise!r}.")
+            is_mistake = isinstance(noise, (*NUMBERS, NoiseKind)) or callable(noise)
+            if is_mistake and not isinstance(noise, KINDS[name]):
+                raise TypeError(_refusal(name, noise))
 
     def at(self, step) -> "Dropout":
         """Evaluates every rate that is a schedule.
@@ -128,37 +78,37 @@ class Dropout(struct.PyTreeNode):
     def expected(self) -> "Masks":
         """Returns the masks of evaluation.
 
-        They are the factor 1 - rate of a site whose scale is "expectation", the
-        expected mix of zoneout, and nothing for the rest.
+        They are the factor 1 - rate at a site whose scale is "expectation", the
+        expected mix of zoneout, and None elsewhere.
         """
         return Masks(**{name: noise.expected() for name, noise in self.sites()})
 
     def sites(self) -> list[tuple[str, Any]]:
         """Returns the sites in use, with their noise."""
-        return [(s, n) for s in STREAMS if (n := getattr(self, s)) is not None]
+        return _in_use(self)
 
 
-class Masks(struct.PyTreeNode):
-    """The masks drawn for a `Dropout`: to look at, to store, to pass in its place.
+class Masks(PerSite, struct.PyTreeNode):
+    """The masks drawn for a `Dropout`: can be inspected, stored and passed in.
 
-    A mask held over time has the axes (B, G, U), one of each step (T, B, G, U): batch,
-    gates, units; that of a kernel (R, G, U): rows, gates, units. An axis of size 1 is
-    shared. `Masks()` is no noise at all.
+    A mask held over time has the axes (B, G, U), masks per step (T, B, G, U): batch,
+    gates, units; a mask on weights (R, G, U): rows, gates, units. An axis of size 1 is
+    shared. `Masks()` means no noise. A field is None if its site has no mask, and a
+    `Mix` if states are mixed.
 
     Attributes:
-        inputs, outputs, ...: the mask of the site of that name in `Dropout`, or None; a
-            `Mix` where states are mixed.
+    {sites}
+
+    Raises:
+        TypeError: a name is not a site.
     """
 
-    inputs: Mask | None = None
-    outputs: Mask | None = None
-    input_weights: Mask | None = None
-    recurrent: Mask | None = None
-    update: Mask | None = None
-    gates: Mask | None = None
-    cell_state: Mask | Mix | None = None
-    hidden_state: Mask | Mix | None = None
-    recurrent_weights: Mask | None = None
+    def __init__(self, *unnamed: Any, **masks: Any):
+        _set_sites(self, unnamed, masks)
+
+    def sites(self) -> list[tuple[str, Any]]:
+        """Returns the sites that have a mask, with their mask."""
+        return _in_use(self)
 
 
 def draw(
@@ -171,32 +121,24 @@ def draw(
     """Draws the masks of a sequence, or of the single step `keys.step`.
 
     Args:
-        dropout: where noise enters, and how it is drawn.
+        dropout: the noise of each site.
         keys: the explicit keys; the mask of time step t is drawn from
-            (site key, keys.step + t), that of a sequence from the site key alone.
+            (site key, keys.step + t), a mask held over time from the site key alone.
         sites: sizes of the cell's sites, `cell.sites(features)`.
         batch: B.
         time: T, or None for one step.
 
     Returns:
-        float32 masks: (B, G, U), or (T, B, G, U) for noise with per="step" when `time`
-        is given. Both ways of drawing a step give the same bits.
+        float32 masks: (B, G, U), or (T, B, G, U) for noise with per="step" or a `Drift`
+        if `time` is given. Both ways of drawing a step are bitwise identical.
 
     Raises:
         TypeError: `keys` are not `StreamKeys` of typed keys.
-        ValueError: the cell has no such site, a rate does not broadcast, or
-            `gates="each"` where no two gates read the site.
+        ValueError: the cell does not have a site, a rate does not broadcast, or
+            `gates="each"` at a site that no two gates read.
     """
     check_keys(keys)
-    shapes = _shapes(dropout, sites, batch)
-
-    def mask(name, noise):
-        key = keys.site(STREAMS[name], name)
-        if time is None:
-            return draw_step(noise, key, shapes[name], keys.step)
-        return draw_steps(noise, key, shapes[name], keys.step, time)
-
-    return Masks(**{name: mask(name, noise) for name, noise in dropout.sites()})
+    return _draw(dropout, keys, sites, batch, time)
 
 
 def resolve(
@@ -206,7 +148,7 @@ def resolve(
     batch: int,
     time: int | None = None,
 ) -> Masks:
-    """Turns what a layer was given into masks: no keys, no noise.
+    """Returns the masks of one call of a layer: no keys, no noise.
 
     Args:
         dropout: a `Dropout` to draw from, `Masks` to use as they are, or None.
@@ -217,7 +159,8 @@ def resolve(
 
     Raises:
         TypeError: `dropout` or `keys` are of another type.
-        ValueError: as `draw`; masks of a wrong shape; keys given beside masks.
+        ValueError: as `draw`; masks of a wrong shape or of another cell; both keys and
+            masks.
     """
     if keys is not None:
         check_keys(keys)
@@ -226,22 +169,36 @@ def resolve(
     if isinstance(dropout, Masks):
         if keys is not None:
             raise ValueError(
-                "`keys` must be None beside Masks: nothing is left to draw."
+                "`keys` must be None if `dropout` is Masks: nothing is left to draw."
             )
         _check_masks(dropout, sites, batch, time)
         return dropout
     if not isinstance(dropout, Dropout):
         raise TypeError(
-            f"`dropout` must be a Dropout, Masks or None, got {type(dropout).__name__}."
+            "`dropout` must be an rdrop.Dropout, rdrop.Masks or None, got "
+            f"{describe(dropout)}."
         )
     if keys is None:
         _shapes(dropout, sites, batch)
         return dropout.expected()
-    return draw(dropout, keys, sites, batch, time)
+    return _draw(dropout, keys, sites, batch, time)
 
 
-def _shapes(dropout, sites, batch) -> dict[str, tuple[int, int, int]]:
-    """The shape of every mask in use; raises where a site and its noise do not fit."""
+def _draw(dropout, keys, sites, batch, time) -> Masks:
+    shapes = _shapes(dropout, sites, batch)
+    step = jnp.asarray(keys.step, jnp.int32)
+
+    def mask(name, noise):
+        key, lifetime = keys.site(STREAMS[name], name), lifetime_of(noise)
+        if time is None:
+            return lifetime.draw_step(noise, key, shapes[name], step)
+        return lifetime.draw_steps(noise, key, shapes[name], step, time)
+
+    return Masks(**{name: mask(name, noise) for name, noise in dropout.sites()})
+
+
+def _shapes(dropout, sites, batch) -> dict[str, Shape]:
+    """The shape of each mask; raises if a site of the cell does not fit its noise."""
     shapes = {}
     for name, noise in dropout.sites():
         site = _site(name, sites)
@@ -267,26 +224,87 @@ def _site(name: str, sites: Mapping[str, Site]) -> Site:
 
 
 def _check_masks(masks, sites, batch, time) -> None:
-    for name in STREAMS:
-        mask = getattr(masks, name)
-        if mask is None:
-            continue
+    for name, mask in masks.sites():
         site = _site(name, sites)
-        if isinstance(mask, Mix) and Zoneout not in KINDS[name]:
+        if isinstance(mask, Mix) and "zoneout" not in SITES[name].kinds:
             raise TypeError(f"`masks.{name}` must be an array, got a Mix.")
         held = (site.rows or batch, site.gates, site.units)
+        per_step = [] if time is None or site.rows else [(time, *held)]
         shape = jax.tree.leaves(mask)[0].shape
-        *steps, b, g, u = (0, 0, 0, *shape)[-max(3, len(shape)) :]
-        if steps not in ([], [time]) or not _fits((b, g, u), held):
+        if not any(_fits(shape, whole) for whole in (held, *per_step)):
+            axes = "(R, G, U)" if site.rows else "(B, G, U)"
+            steps = f", or (T, B, G, U) = {per_step[0]}" if per_step else ""
             raise ValueError(
-                f"`masks.{name}` must have the axes {held}, each whole or 1"
-                + (
-                    f", after one of T = {time} if it changes with the step"
-                    * bool(time)
-                )
-                + f"; got shape {shape}."
+                f"`masks.{name}` must have shape {axes} = {held}{steps}, got {shape}. "
+                f"Each of {axes[1:-1]} may be 1: the mask is then shared along it."
             )
 
 
 def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    return all(size in (1, full) for size, full in zip(shape, whole, strict=True))
+    """Whether axes are whole, or 1 among the last three."""
+    return len(shape) == len(whole) and all(
+        size == full or (size == 1 and axis >= len(whole) - 3)
+        for axis, (size, full) in enumerate(zip(shape, whole, strict=True))
+    )
+
+
+def _set_sites(node, unnamed, values) -> None:
+    """Sets the fields of a frozen node with one field per site."""
+    kind = type(node).__name__
+    if unnamed:
+        raise TypeError(
+            f"`{kind}` takes sites by name, for example {kind}(inputs=...), got "
+            f"{_shown(unnamed[0])} without a name."
+        )
+    for name in values.keys() - SITES.keys():
+        raise TypeError(f"`{kind}` does not have a site `{name}`. {_hint(name)}")
+    for name in SITES:
+        object.__setattr__(node, name, values.get(name))
+
+
+def _in_use(node) -> list[tuple[str, Any]]:
+    return [(s, value) for s in SITES if (value := getattr(node, s)) is not None]
+
+
+def _hint(name: str) -> str:
+    """Advice for the unknown name of a site."""
+    for site, row in SITES.items():
+        if row.keras == name:
+            return (
+                f"Keras' argument `{name}` is the site `{site}`: "
+                f"Dropout({site}=Bernoulli(rate)). For Keras' masks, write "
+                "rdrop.presets.keras(dropout, recurrent_dropout)."
+            )
+    close = difflib.get_close_matches(name, SITES, n=1)
+    meant = f"Did you mean `{close[0]}`? " if close else ""
+    return f"{meant}The sites are {', '.join(SITES)}."
+
+
+def _refusal(name: str, noise: Any) -> str:
+    """The message for a value that a site does not take."""
+    kinds = [f"{kind.__name__}(rate)" for kind in KINDS[name]]
+    advice = ""
+    if isinstance(noise, (int, float)) and not isinstance(noise, bool):
+        advice = f" Write {name}={KINDS[name][0].__name__}({noise!r})."
+    return f"Site `{name}` takes {' or '.join(kinds)}, got {_shown(noise)}.{advice}"
+
+
+def _shown(value: Any) -> str:
+    """A value in an error: itself if it is short, else the name of its type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, (*NUMBERS, NoiseKind)):
+        return repr(value)
+    return "a function" if inspect.isfunction(value) else describe(value)
+
+
+def _document(node: type) -> None:
+    """Puts the texts of the table into the docstring of a class."""
+    texts = (f"{name}: {site.text}" for name, site in SITES.items())
+    wrap = textwrap.TextWrapper(88, initial_indent=" " * 8, subsequent_indent=" " * 12)
+    lines = "\n".join(wrap.fill(text) for text in texts)
+    node.__doc__ = (node.__doc__ or "").replace("    {sites}", lines)
+
+
+_document(Dropout)
+_document(Masks)

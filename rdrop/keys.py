@@ -1,4 +1,4 @@
-"""Keys: from where the randomness comes.
+"""PRNG keys: one stream per direction, one key per site.
 
 A recurrent layer has two independent sources of noise: the *inputs* stream for the
 vertical arrows of the unrolled network (x_t in, y_t out) and the *recurrent* stream for
@@ -7,49 +7,42 @@ the horizontal ones. The key of one site is a pure function of five coordinates,
     (stream key, layer, direction, site name, absolute time step),
 
 so switching a site on, adding a layer or padding a batch changes no other mask. A site
-may have a key of its own in place of its stream's: two passes that are given the same
-one there share the masks of that site alone.
+may have a separate key in place of its stream's: two passes with the same key at a site
+share the masks of that site alone.
 """
 
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Int, Key
 
-from rdrop.threefry import fold_in
+from rdrop.advice import describe
+from rdrop.noise.rates import known
+from rdrop.noise.threefry import fold_in
+from rdrop.sites import SITES
 
-# The stream of each site of a `Dropout`.
-STREAMS = {
-    "inputs": "inputs",
-    "outputs": "inputs",
-    "input_weights": "inputs",
-    "recurrent": "recurrent",
-    "update": "recurrent",
-    "gates": "recurrent",
-    "cell_state": "recurrent",
-    "hidden_state": "recurrent",
-    "recurrent_weights": "recurrent",
-}
+STREAMS = {name: site.stream for name, site in SITES.items()}
 
 
 class StreamKeys(struct.PyTreeNode):
-    """The explicit keys of a recurrent layer, one a stream, and its place in the net.
+    """The explicit keys of a recurrent layer, one per stream, and its place in the net.
 
     Hold one key fixed and vary the other to isolate one source of noise.
 
     Attributes:
         inputs: typed key of the vertical arrows.
         recurrent: typed key of the horizontal arrows.
-        step: absolute index of the first time step, int or int32[]. Handing on
-            `keys.replace(step=T)` with the carry continues a sequence exactly.
+        step: absolute index of the first time step, int or int32[], in [0, 2**31). Pass
+            `keys.replace(step=T)` with the carry to continue a sequence exactly.
         layer: index of the layer in a stack (static).
         direction: "forward" or "backward" (static).
         sites: typed keys of single sites, by name, in place of their stream's, as
-            `sharing` sets them. Names are not checked here, as what lies outside the
-            cells may have sites of its own: `keys.replace(sites={"words": key})`.
+            `sharing` sets them. Names are not checked here, as code outside the cells
+            may have more sites: `keys.replace(sites={"words": key})`.
 
     Raises:
         ValueError: `direction` is neither of the two, or `layer` is negative.
@@ -83,18 +76,39 @@ class StreamKeys(struct.PyTreeNode):
             key = fold_in(key, coordinate)
         return key
 
+    def fold_in(self, data: int | Int[Array, ""]) -> "StreamKeys":
+        """Returns independent keys for each value of `data`, such as a device index.
+
+        Under `jax.shard_map` and `pmap` each shard is given the same keys, and would
+        draw the same masks for different examples. Fold in the index of the shard:
+
+            keys = keys.fold_in(jax.lax.axis_index("data"))
+
+        Masks then depend on the number of shards. To keep them independent of it, draw
+        the masks of the whole batch outside and shard the `Masks`.
+
+        Args:
+            data: an integer in [0, 2**32), or a traced integer. It is folded into both
+                streams and into the keys of single sites.
+        """
+        return self.replace(
+            inputs=fold_in(self.inputs, data),
+            recurrent=fold_in(self.recurrent, data),
+            sites={name: fold_in(key, data) for name, key in self.sites.items()},
+        )
+
     def sharing(self, other: "StreamKeys", *names: str) -> "StreamKeys":
-        """Returns these keys with those of another pass at some sites.
+        """Returns these keys, with the keys of another pass at some sites.
 
         The masks there are then the same in both passes, in all layers and directions;
-        at other sites they stay apart.
+        at other sites they differ.
 
         Args:
             other: the keys of the other pass.
             names: sites of a `Dropout`, for example "recurrent_weights".
 
         Raises:
-            ValueError: a name is no site of a `Dropout`.
+            ValueError: a name is not a site of a `Dropout`.
 
         Example:
             >>> first, second = (stream_keys(jax.random.key(n)) for n in (0, 1))
@@ -125,39 +139,34 @@ def stream_keys(key: Key[Array, ""]) -> StreamKeys:
         TypeError: `key` is not a typed PRNG key.
         ValueError: `key` is an array of keys; vmap over it instead.
     """
-    _check("key", key)
+    _check_key("key", key)
     inputs, recurrent = (fold_in(key, _tag(s)) for s in ("inputs", "recurrent"))
     return StreamKeys(inputs=inputs, recurrent=recurrent)
 
 
-def check_keys(keys) -> None:
-    """Raises where `keys` cannot be drawn from.
+def check_keys(keys: Any) -> None:
+    """Raises if masks cannot be drawn from `keys`.
 
     Raises:
-        TypeError: no `StreamKeys`, a stream or a site without a typed key, a step that
-            is no integer.
-        ValueError: an array of keys, or of steps; vmap over it instead.
+        TypeError: not `StreamKeys`, a stream or a site without a typed key, or a step
+            that is not an integer.
+        ValueError: an array of keys or steps (vmap over it instead), or a known step
+            outside [0, 2**31).
     """
     if not isinstance(keys, StreamKeys):
         raise TypeError(
             "`keys` must be StreamKeys, made by rdrop.stream_keys(key), got "
-            f"{type(keys).__name__}."
+            f"{describe(keys)}."
         )
-    _check("keys.inputs", keys.inputs)
-    _check("keys.recurrent", keys.recurrent)
+    _check_key("keys.inputs", keys.inputs)
+    _check_key("keys.recurrent", keys.recurrent)
     if not isinstance(keys.sites, Mapping):
         raise TypeError(
-            "`keys.sites` must map names of sites to keys, got "
-            f"{type(keys.sites).__name__}."
+            f"`keys.sites` must map names of sites to keys, got {describe(keys.sites)}."
         )
     for name, key in keys.sites.items():
-        _check(f"keys.sites[{name!r}]", key)
-    if not jnp.issubdtype(jnp.result_type(keys.step), jnp.integer):
-        raise TypeError(f"`keys.step` must be an integer, got {keys.step}.")
-    if jnp.shape(keys.step):
-        raise ValueError(
-            f"`keys.step` must be a single step, got shape {jnp.shape(keys.step)}."
-        )
+        _check_key(f"keys.sites[{name!r}]", key)
+    _check_step(keys.step)
 
 
 def _tag(name: str) -> int:
@@ -165,10 +174,10 @@ def _tag(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def _check(argument: str, key) -> None:
+def _check_key(argument: str, key) -> None:
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        got = type(key).__name__ if dtype is None else f"{dtype}{list(key.shape)}"
+        got = describe(key) if dtype is None else f"{dtype}{list(key.shape)}"
         raise TypeError(
             f"`{argument}` must be a typed PRNG key such as jax.random.key(0), "
             f"got {got}."
@@ -178,3 +187,15 @@ def _check(argument: str, key) -> None:
             f"`{argument}` must be a single key, got an array of shape {key.shape}; "
             "use jax.vmap to map over keys."
         )
+
+
+def _check_step(step) -> None:
+    is_count = isinstance(step, int) and not isinstance(step, bool)
+    dtype = getattr(step, "dtype", None)
+    if not is_count and (dtype is None or not jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"`keys.step` must be an integer, got {step}.")
+    if shape := jnp.shape(step):
+        raise ValueError(f"`keys.step` must be a single step, got shape {shape}.")
+    value = known(step)
+    if value is not None and not 0 <= value < 2**31:
+        raise ValueError(f"`keys.step` must lie in [0, 2**31), got {step}.")

@@ -1,18 +1,18 @@
-"""Montecarlo: K passes with the noise on, made into one prediction.
+"""Monte Carlo dropout: one prediction from K passes with the noise on.
 
-A pass draws its masks from keys of its own, so K passes are K members of the family of
-models that dropout trains. Their distributions p_1, ..., p_K over C classes become one,
-the power mean, and what they disagree about is a measure of uncertainty. Everything is
-computed in log space, in float32 or wider.
+Each pass draws its masks from separate keys, so K passes are K members of the family of
+models that dropout trains. The power mean combines their distributions p_1, ..., p_K
+over C classes, and their disagreement measures uncertainty. Everything is computed in
+log space, in float32 or wider.
 
 References:
     [1] Gal, Ghahramani. A theoretically grounded application of dropout in recurrent
         neural networks. NeurIPS 2016. arXiv:1512.05287. (Text unchecked.)
     [2] Melis et al. Pushing the bounds of dropout. 2018. arXiv:1805.09208. (Abstract;
-        the equations are those of lamb/evaluation.py, README.md of their code.)
+        the equations are from lamb/evaluation.py and README.md of their code.)
     [3] Houlsby et al. Bayesian active learning for classification and preference
-        learning. 2011. arXiv:1112.5745. (Abstract; the equation is that of users' code,
-        such as small-text's bayesian.py.)
+        learning. 2011. arXiv:1112.5745. (Abstract; the equation is from code that uses
+        it, such as small-text's bayesian.py.)
 """
 
 import math
@@ -25,19 +25,22 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
+from rdrop.arguments import check_count, check_number
 from rdrop.keys import StreamKeys, stream_keys
-from rdrop.threefry import fold_in
+from rdrop.noise.threefry import fold_in
+
+__all__ = ["Prediction", "entropy", "pass_keys", "predict"]
 
 Arrays: TypeAlias = jax.Array | np.ndarray
 
 
 class Prediction(struct.PyTreeNode):
-    """What K passes predict together.
+    """The joint prediction of K passes.
 
     Attributes:
         log_probs: log of the mean distribution, [..., C], normalised.
-        expected_entropy: mean of the entropies of the passes, [...], in nats: what is
-            uncertain even where the masks are known.
+        expected_entropy: mean of the entropies of the passes, [...], in nats: the
+            uncertainty that remains if the masks are known.
     """
 
     log_probs: Float[Array, "..."]
@@ -45,18 +48,18 @@ class Prediction(struct.PyTreeNode):
 
     @property
     def entropy(self) -> Float[Array, "..."]:
-        """The entropy of the mean distribution, [...], in nats."""
+        """Entropy of the mean distribution, [...], in nats."""
         return entropy(self.log_probs)
 
     @property
     def mutual_information(self) -> Float[Array, "..."]:
-        """What the class tells about the masks, [...], in nats; BALD [3].
+        """Mutual information of class and masks, [...], in nats; BALD [3].
 
             I = H(mean_k p_k) - mean_k H(p_k)
 
-        It is 0 where all passes agree, and otherwise above 0, but for rounding. Only
-        the arithmetic mean (power 1) makes it mutual information; for other powers it
-        is a mere difference, which may be negative.
+        It is 0 if all passes agree, and otherwise above 0, up to rounding. Only the
+        arithmetic mean (power 1) makes it mutual information; for other powers it is a
+        mere difference, which may be negative.
         """
         return self.entropy - self.expected_entropy
 
@@ -64,23 +67,22 @@ class Prediction(struct.PyTreeNode):
 def pass_keys(key: Key[Array, ""], passes: int) -> StreamKeys:
     """Returns the keys of K passes: pass k has `stream_keys(fold_in(key, k))`.
 
-    More passes of the same key begin with the same ones.
+    A larger K keeps the keys of the first passes.
 
     Args:
         key: a typed key, `jax.random.key(seed)`.
-        passes: K, at least 1.
+        passes: K, an integer of 1 or more.
 
     Returns:
         `StreamKeys` with a leading axis K on its keys and step, for `predict`.
 
     Raises:
         TypeError: `key` is not a typed PRNG key.
-        ValueError: `key` is an array of keys, or `passes` is below 1.
+        ValueError: `key` is an array of keys; `passes` is not an integer, or below 1.
     """
-    stream_keys(key)  # raises where it is no key
-    if not passes >= 1:
-        raise ValueError(f"`passes` must be 1 or more, got {passes}.")
-    return jax.vmap(lambda k: stream_keys(fold_in(key, k)))(jnp.arange(passes))
+    stream_keys(key)  # raises if it is not a single typed key
+    numbers = jnp.arange(check_count("passes", passes))
+    return jax.vmap(lambda k: stream_keys(fold_in(key, k)))(numbers)
 
 
 def predict(
@@ -95,37 +97,37 @@ def predict(
 
         p = M / sum_c M_c        M_c = (1/K sum_k p_kc^power)^(1/power)
 
-    Power 1 is the arithmetic mean, Monte Carlo dropout as in [1]; power 0 stands for
-    its limit, the geometric mean exp(1/K sum_k log p_k), exactly. (The code of [2] does
-    not raise the first pass to the power.) Powers of 0 and below have no mean, and give
-    nan, where each class has probability 0 in some pass.
+    Power 1 is the arithmetic mean, Monte Carlo dropout as in [1]. Power 0 is exactly
+    its limit, the geometric mean exp(1/K sum_k log p_k). (The code of [2] does not
+    raise the first pass to the power.) If each class has probability 0 in some pass,
+    powers of 0 and below have no mean and give nan.
 
-    Passes run under `jax.vmap`, `chunk` or fewer at a time, and each chunk is added to
+    Passes run under `jax.vmap`, at most `chunk` at a time, and each chunk is added to
     the mean before the next. `jax.jit` a function that calls this one: it then compiles
     once for all keys and powers.
 
     Args:
-        function: of one pass, to its log-probabilities [..., C], normalised over the
-            last axis; with `has_aux`, to a pair of those and any pytree.
+        function: maps one pass to its log-probabilities [..., C], normalised over the
+            last axis; with `has_aux`, to a pair of these and any pytree.
         passes: pytree whose leaves have a leading axis K, such as `pass_keys`, or a
-            pair of those and K carries.
+            pair of these and K carries.
         power: finite; a number or a traced scalar.
-        chunk: the most passes to run at once; None runs all. The prediction depends on
-            it by rounding alone.
+        chunk: the most passes to run at once, an integer of 1 or more; None runs all.
+            It changes the prediction by rounding only.
         has_aux: whether `function` returns a pair.
 
     Returns:
-        `Prediction`; with `has_aux`, a pair of that and the pytree, stacked to [K].
+        `Prediction`; with `has_aux`, a pair of it and the pytree, stacked to [K].
 
     Raises:
-        ValueError: `passes` has no leaf, or its leaves no common K of 1 or more;
-            `chunk` is below 1, `power` is not finite, or `function` returns no axis of
-            classes. Traced powers are not checked.
+        ValueError: `passes` does not have a leaf, or its leaves do not have one K of 1
+            or more; `chunk` is not an integer, or below 1; `power` is not a finite
+            number; `function` returns scalars. Traced powers are not checked.
     """
     count = _count(passes)
-    _check(power, chunk)
+    check_number("power", power, "finite", math.isfinite)
     run = function if has_aux else lambda one: (function(one), None)
-    rows = _rows(count, count if chunk is None else chunk)
+    rows = _rows(count, count if chunk is None else check_count("chunk", chunk))
 
     def outputs(row):
         index = jnp.minimum(row, count - 1)
@@ -148,7 +150,9 @@ def predict(
 
 
 def entropy(log_probs: Float[Arrays, "*N C"]) -> Float[Array, "*N"]:
-    """Returns -sum_c p_c log p_c, in nats, with 0 log 0 = 0 and a gradient of 0 there.
+    """Returns -sum_c p_c log p_c, in nats.
+
+    At p_c = 0 both p_c log p_c and its gradient are 0.
 
     Args:
         log_probs: normalised over the last axis; -inf is allowed.
@@ -159,7 +163,7 @@ def entropy(log_probs: Float[Arrays, "*N C"]) -> Float[Array, "*N"]:
 
 
 class _Mean(NamedTuple):
-    """Passes so far: how many, the log of their power mean, their mean entropy."""
+    """Running mean: number of passes, log of their power mean, their mean entropy."""
 
     seen: Any
     log_mean: Any
@@ -168,7 +172,7 @@ class _Mean(NamedTuple):
     def add(self, log_probs, valid, power) -> "_Mean":
         """Adds the valid ones of some passes [k, ..., C].
 
-        A power mean of power means, weighted by their counts, is that of all.
+        A power mean of power means, weighted by their counts, is the mean of all.
         """
         log_probs = wide(log_probs)
         weight = valid.astype(log_probs.dtype)
@@ -186,21 +190,22 @@ class _Mean(NamedTuple):
 
 
 def _start(shape) -> _Mean:
-    """The mean of no pass, for outputs [k, ..., C] of a shape."""
+    """The mean of 0 passes, for outputs [k, ..., C] of a shape."""
     if len(shape.shape) < 2:
         raise ValueError(
             "`function` must return log-probabilities [..., C], got a scalar."
         )
     dtype = np.promote_types(shape.dtype, np.float32)
-    of = shape.shape[1:]
-    return _Mean(jnp.zeros((), dtype), jnp.zeros(of, dtype), jnp.zeros(of[:-1], dtype))
+    one = shape.shape[1:]
+    shapes = ((), one, one[:-1])
+    return _Mean(*(jnp.zeros(s, dtype) for s in shapes))
 
 
 def _power_mean(log_probs, weights, power):
     """Returns log((sum_k w_k p_k^power / sum_k w_k)^(1/power)) of passes [k, ..., C].
 
-    Shifted by the pass that dominates, d_k = log p_k - m, it is the inverse of a
-    Box-Cox transform of the mean of the transforms:
+    It shifts by the pass that dominates, d_k = log p_k - m, and inverts the mean of
+    Box-Cox transforms:
 
         m + log1p(power * a) / power        a = mean_k (exp(power * d_k) - 1) / power
 
@@ -211,7 +216,7 @@ def _power_mean(log_probs, weights, power):
     sign = jnp.where(power < 0, -1, 1).astype(log_probs.dtype)
     towards = jnp.where(weights > 0, sign * log_probs, -jnp.inf)
     shift = jax.lax.stop_gradient(sign * towards.max(axis=0, keepdims=True))
-    # Elsewhere the distance is 0, and not the inf - inf of two zero probabilities.
+    # Two zero probabilities have the distance 0 and not inf - inf.
     counts = (weights > 0) & ~(jnp.isinf(shift) & (log_probs == shift))
     apart = jnp.where(counts, log_probs, 0) - jnp.where(counts, shift, 0)
     a = (weights * _box_cox(apart, power)).sum(axis=0) / weights.sum()
@@ -219,11 +224,11 @@ def _power_mean(log_probs, weights, power):
 
 
 def _box_cox(d, power):
-    """(exp(power d) - 1) / power, or d at power 0; power * d is at most 0, or -inf."""
+    """(exp(power d) - 1) / power, or d at power 0; power * d is in [-inf, 0]."""
     finite = jnp.where(jnp.isinf(d), 0, d)
     divisor = jnp.where(power == 0, 1, power)
     elsewhere = jnp.where(jnp.isinf(d), -1, jnp.expm1(divisor * finite)) / divisor
-    # The second term is 0, but not its derivative in the power.
+    # The second term is 0; its derivative in the power is not.
     return jnp.where(power == 0, d + power * finite**2 / 2, elsewhere)
 
 
@@ -236,14 +241,14 @@ def _inverse_box_cox(a, power):
 
 
 def _rows(count: int, chunk: int) -> Int[np.ndarray, "chunks size"]:
-    """Indices of the passes in chunks of even size; those from `count` on fill up."""
+    """Indices of the passes in chunks of equal size; those >= `count` are padding."""
     chunks = -(-count // chunk)
     size = -(-count // chunks)
     return np.arange(chunks * size).reshape(chunks, size)
 
 
 def wide(values: Any) -> Float[Array, "..."]:
-    """Returns the same values, in float32 or wider."""
+    """Returns the values in float32 or wider."""
     values = jnp.asarray(values)
     return values.astype(np.promote_types(values.dtype, np.float32))
 
@@ -253,14 +258,7 @@ def _count(passes) -> int:
     counts = {shape[:1] for shape in shapes}
     if len(counts) != 1 or not all(shape and shape[0] for shape in shapes):
         raise ValueError(
-            "`passes` must have leaves with one leading axis K of 1 or more, got "
+            "`passes` must have leaves with the same leading axis K of 1 or more, got "
             f"shapes {shapes}."
         )
     return shapes[0][0]
-
-
-def _check(power, chunk) -> None:
-    if isinstance(power, (int, float)) and not math.isfinite(power):
-        raise ValueError(f"`power` must be finite, got {power}.")
-    if chunk is not None and not chunk >= 1:
-        raise ValueError(f"`chunk` must be 1 or more, got {chunk}.")

@@ -1,6 +1,6 @@
-"""Plot: what is dropped at each arrow and step of the unrolled network; calibration.
+"""Pictures: dropped units in the unrolled network, reliability and coverage.
 
-Needs matplotlib, which rdrop itself does not: `pip install 'rdrop[plot]'`.
+Needs matplotlib, from a checkout of rdrop: `pip install '.[plot]'`.
 """
 
 import jax
@@ -11,26 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from rdrop.calibration import Coverage, Reliability
-from rdrop.dropout import STREAMS, Masks
+from rdrop.dropout import Masks
 from rdrop.noise import Mix
+from rdrop.sites import SITES
+
+__all__ = ["coverage", "masks", "reliability"]
 
 COLOURS = {"inputs": "#1f6fb4", "recurrent": "#e07b1a"}
 GREY = "#9a9a9a"
 PITCH, SQUARE = 3.6, 0.2
-# Where the strip of a site lies, relative to the centre of its cell, and its label.
-PLACES = {
-    "inputs": (0.0, -1.75, ""),
-    "input_weights": (0.0, -1.75, "W"),
-    "outputs": (0.0, 1.75, ""),
-    "recurrent": (-PITCH / 2, 0.0, "h"),
-    "recurrent_weights": (-PITCH / 2, 0.0, "U"),
-    "hidden_state": (-PITCH / 2, 0.0, "h"),
-    "gates": (0.0, 0.35, "i, f, o"),
-    "update": (0.0, -0.1, "g"),
-    "cell_state": (0.0, -0.55, "c"),
-}
-# A mask on the state that is handed on lies on the arrow after its cell.
-HANDED_ON = ("hidden_state",)
 ROWS = 4
 LARGEST = 160  # area of the dot of the fullest bin, in square points
 
@@ -43,20 +32,21 @@ def masks(
     title: str = "",
     axes: Axes | None = None,
 ) -> Axes:
-    """Draws what is dropped at each arrow and step of the unrolled network.
+    """Draws the dropped units at each arrow and step of the unrolled network.
 
-    A site is a strip of squares, one a unit (a row a gate where gates have their own):
-    filled where it passes, white and crossed out where it is dropped, grey where a
-    state keeps its old value. Blue belongs to the vertical arrows, orange to the
-    horizontal ones. A strip that looks the same at all steps is held over the sequence.
+    A site is a strip of squares, one per unit, with one row per gate if gates have
+    separate masks. A unit that passes is filled, a dropped one is white and crossed
+    out, and a state that keeps its old value is grey. Blue belongs to the vertical
+    arrows, orange to the horizontal ones. A mask held over the sequence looks the same
+    at all steps.
 
     Args:
         masks: as `rdrop.draw` returns them for a sequence.
-        time: steps to draw; at most those of the masks that change with the step.
+        time: steps to draw; at most the steps T of the masks.
         example: index of the example in the batch.
-        units: at most so many units of each strip.
-        title: of the picture.
-        axes: where to draw; by default a new figure.
+        units: number of units of each strip to draw, at most.
+        title: title of the picture.
+        axes: axes to draw on; by default a new figure.
 
     Returns:
         The axes; `axes.figure.savefig(path)` stores the picture.
@@ -66,8 +56,7 @@ def masks(
     """
     strips = {
         site: [_strip(site, mask, step, example)[:ROWS, :units] for step in range(time)]
-        for site in PLACES
-        if (mask := getattr(masks, site)) is not None
+        for site, mask in masks.sites()
     }
     if axes is None:
         size = (1.7 * time + 0.6, 3.2)
@@ -98,10 +87,10 @@ def reliability(
 
     Args:
         measured: as `rdrop.calibration.reliability` returns it.
-        label: of the dots, for a legend.
-        colour: of the dots.
-        title: of the picture.
-        axes: where to draw, with what is there already; by default a new figure.
+        label: label of the dots, for a legend.
+        colour: colour of the dots.
+        title: title of the picture.
+        axes: axes to add the dots to; by default a new figure.
 
     Returns:
         The axes.
@@ -133,10 +122,10 @@ def coverage(
 
     Args:
         measured: as `rdrop.calibration.coverage` returns it.
-        label: of the curve, for a legend.
-        colour: of the curve.
-        title: of the picture.
-        axes: where to draw, with what is there already; by default a new figure.
+        label: label of the curve, for a legend.
+        colour: colour of the curve.
+        title: title of the picture.
+        axes: axes to add the curve to; by default a new figure.
 
     Returns:
         The axes.
@@ -153,9 +142,9 @@ def _square_axes() -> Axes:
 
 
 def _strip(site, mask, step, example) -> Float[np.ndarray, "rows units"]:
-    """The values of one step and example; of a kernel, those of its first gate."""
+    """The values of one step and example; for a kernel, of its first gate."""
     values = np.asarray(jax.tree.leaves(mask)[0])
-    if site.endswith("_weights"):
+    if SITES[site].on_weights:
         return values[:, 0]
     if values.ndim == 4:
         if step >= len(values):
@@ -185,7 +174,7 @@ def _draw_cell(axes, step) -> None:
             ec="black",
         )
     )
-    subscript = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")[step % 10]
+    subscript = step % 10
     axes.text(x, -2.45, f"$x_{subscript}$", ha="center", va="center", fontsize=9)
     axes.text(x, 2.45, f"$y_{subscript}$", ha="center", va="center", fontsize=9)
     for start, end in (
@@ -201,14 +190,15 @@ def _draw_cell(axes, step) -> None:
 
 def _draw_strip(axes, site, step, strip, mixed) -> None:
     """The squares of one site at one step, and their label."""
-    x, y, label = PLACES[site]
-    x += (step + (site in HANDED_ON)) * PITCH
-    colour = COLOURS[STREAMS[site]]
+    right, y = SITES[site].place
+    x = (step + right) * PITCH
+    colour = COLOURS[SITES[site].stream]
     rows, columns = strip.shape
     left, top = x - columns * SQUARE / 2, y + rows * SQUARE / 2
     for row, column in np.ndindex(rows, columns):
         corner = (left + column * SQUARE, top - (row + 1) * SQUARE)
         _draw_square(axes, corner, strip[row, column], colour, mixed)
+    label = SITES[site].symbol
     axes.text(x, top + 0.03, label, ha="center", va="bottom", fontsize=7, color=colour)
 
 

@@ -1,22 +1,49 @@
-"""Presets: what the papers and the libraries call dropout, each a value.
+"""Presets: dropout of papers and libraries, each as a value.
 
-A preset returns a `Dropout`. Where layers of a stack differ, `layers` above 1 gives a
-tuple of one a layer, from the input upwards. Rates are numbers, arrays, tracers or
-schedules. "Checked" says where the semantics were read; "unchecked", that the text was
+A preset returns a `Dropout` for one layer. The presets with an argument `layers` return
+a tuple of one `Dropout` per layer, from the input upwards, if `layers` is above 1; they
+raise a ValueError if it is below 1. Rates are numbers, arrays, tracers or schedules, in
+[0, 1]. "Checked" names the source of the semantics; "unchecked" means that the text was
 not at hand and the reading is second-hand.
 
-Words of the docstrings: *held* over a sequence or drawn anew at each *step*; *inverted*
-(scaled by 1 / (1 - rate) in training, nothing in evaluation) or *expectation* (0 or 1
-in training, the factor 1 - rate in evaluation).
+Words of the docstrings: a mask is *held* over a sequence or redrawn at each *step*. It
+is *inverted* (scaled by 1 / (1 - rate) in training, absent in evaluation) or
+*expectation* (0 or 1 in training, the factor 1 - rate in evaluation).
 """
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from rdrop.dropout import STREAMS, Dropout
-from rdrop.noise import Bernoulli, DropConnect, Zoneout
+from rdrop.dropout import Dropout
+from rdrop.noise import Bernoulli, DropConnect, Rate, Zoneout
+from rdrop.sites import SITES
 
-Rate: TypeAlias = Any
+__all__ = [
+    "EXAMPLES",
+    "Row",
+    "allennlp",
+    "awd",
+    "cheng",
+    "gal",
+    "haste",
+    "keras",
+    "keras2",
+    "keras2_fused",
+    "lamb",
+    "melis",
+    "moon",
+    "pham",
+    "rows",
+    "semeniuta",
+    "table",
+    "tf1_layernorm",
+    "tf1_variational",
+    "torch",
+    "zaremba",
+    "zoneout",
+]
+
+# A `Dropout` if `layers` is 1, else one per layer, from the input upwards.
 Layers: TypeAlias = Dropout | tuple[Dropout, ...]
 
 
@@ -56,7 +83,7 @@ def gal(
     """x_t and h_{t-1} into the cell, held: Gal and Ghahramani 2016.
 
     z_k = W_k (m_x[k] * x_t) + U_k (m_h[k] * h_{t-1}) for each gate k. Held, each
-    example, inverted; one mask for all gates (tied) or one a gate (untied). `outputs`
+    example, inverted; one mask for all gates (tied) or one per gate (untied). `outputs`
     is the mask on the top y_t. The paper adds dropout of word types
     (`rdrop.embedding_dropout`) and Monte Carlo evaluation. Checked: sections 4.1 and
     4.2 in translation, and the authors' code (yaringal/BayesianRNN), which is untied
@@ -143,7 +170,7 @@ def cheng(rate: Rate) -> Dropout:
     """A scalar for each of the gates i, f, o and each frame: Cheng et al. 2017.
 
     c_t = m_f * f * c_{t-1} + m_i * i * g_t;  h_t = m_o * o * tanh(c_t). Each step, each
-    example, one number a gate; expectation. Meant with a schedule such as
+    example, one number per gate; expectation. Meant with a schedule such as
     `rdrop.schedules.kaldi("0,0@0.20,0.3@0.50,0", steps)`. Checked: Kaldi's lstmp-layer
     (xconfig/lstm.py, DropoutComponent); in its fast form the masks of i and f exclude
     each other. The paper's text is unchecked.
@@ -177,7 +204,7 @@ def keras(dropout: Rate, recurrent_dropout: Rate = 0.0) -> Dropout:
 
     z_k = W_k (m_x[k] * x_t) + U_k (m_h[k] * h_{t-1}). Held, each example, inverted.
     With a recurrent_dropout of 0 all gates share the mask of x_t (implementation 2);
-    with any other, or one that is not a Python number, each gate has its own masks
+    with any other, or one that is not a Python number, each gate has separate masks
     (implementation 1). Keras ignores a rate of 1 in LSTM and GRU; rdrop does not.
     SimpleRNN has no gates: use `gal` with a `SimpleCell`. Checked:
     keras/src/layers/rnn, lstm.py, gru.py and dropout_rnn_cell.py. Keras 3.0 to
@@ -200,7 +227,7 @@ def keras2_fused(dropout: Rate) -> Dropout:
 
 
 def keras2(dropout: Rate, recurrent_dropout: Rate) -> Dropout:
-    """x_t and h_{t-1} into the cell, held, a mask a gate: Keras 2 with both.
+    """x_t and h_{t-1} into the cell, held, one mask per gate: Keras 2 with both.
 
     z_k = W_k (m_x[k] * x_t) + U_k (m_h[k] * h_{t-1}). Held, each example, inverted.
     Checked: tf_keras/layers/rnn, lstm.py, gru.py and dropout_rnn_cell_mixin.py.
@@ -212,10 +239,10 @@ def keras2(dropout: Rate, recurrent_dropout: Rate) -> Dropout:
 
 
 def tf1_variational(inputs: Rate, state: Rate, outputs: Rate) -> Dropout:
-    """x_t, y_t and the h_t handed on, one mask for the batch: TensorFlow 1.
+    """x_t, y_t and the h_t carried over, one mask for the batch: TensorFlow 1.
 
-    h'_t = m_h * h_t is what the next step sees (and, in a GRU, its leak path); y_t has
-    its own mask. Held, shared by the batch; inverted. Checked: DropoutWrapper with
+    The next step, and in a GRU its leak path, sees h'_t = m_h * h_t; y_t has a
+    separate mask. Held, shared by the batch; inverted. Checked: DropoutWrapper with
     variational_recurrent=True, rnn_cell_wrapper_impl.py. Rates here are 1 - keep_prob.
     """
     return Dropout(
@@ -327,23 +354,11 @@ EXAMPLES: dict[str, Callable[[], Layers]] = {
     "haste": lambda: haste(0.5, 0.5),
     "lamb": lambda: lamb(0.5, 0.5, 0.5, 0.5, layers=3),
 }
-ARROWS = {
-    "inputs": "↑ x into W",
-    "outputs": "↑ y",
-    "input_weights": "↑ W",
-    "recurrent": "→ h into U",
-    "update": "→ g into c",
-    "gates": "→ i, f, o",
-    "cell_state": "→ c",
-    "hidden_state": "→ h handed on",
-    "recurrent_weights": "→ U",
-}
-ONE_READER = ("outputs", "update", "cell_state", "hidden_state")
 DEPTHS = {(0,): ", first layer", (1, 2): ", above the first", (2,): ", last layer"}
 
 
 def rows() -> list[Row]:
-    """Returns what each preset does at each of its sites."""
+    """Returns one row per site of each preset."""
     return [
         _row(name, site, noise, depth)
         for name, example in EXAMPLES.items()
@@ -365,39 +380,46 @@ def _by_site(preset: Layers):
     for depth, dropout in enumerate(layers):
         for site, noise in dropout.sites():
             found.setdefault(site, (noise, []))[1].append(depth)
-    ordered = sorted(found.items(), key=lambda item: list(STREAMS).index(item[0]))
     stacked = len(layers) > 1
     return [
         (site, noise, DEPTHS.get(tuple(depths), "") if stacked else "")
-        for site, (noise, depths) in ordered
+        for site in SITES
+        if site in found
+        for noise, depths in [found[site]]
     ]
 
 
-def _row(name, site, noise, depth) -> Row:
-    weights, mixed = isinstance(noise, DropConnect), isinstance(noise, Zoneout)
-    inverted = weights or (not mixed and noise.scale == "inverted")
-    evaluation = (
-        "nothing" if inverted else "mixes with the rate" if mixed else "times 1 - rate"
-    )
-    gates = (
-        "one number each"
-        if getattr(noise, "units", "each") == "shared"
-        else noise.gates
-    )
+def _row(preset, site, noise, depth) -> Row:
+    on_weights = SITES[site].on_weights
+    mask, evaluation = _mask_and_evaluation(noise)
+    gates = noise.gates if SITES[site].per_gate and not on_weights else "-"
     return Row(
-        preset=name,
-        arrow=ARROWS[site],
+        preset=preset,
+        arrow=SITES[site].arrow,
         site=f"`{site}`{depth}",
-        mask="old or new" if mixed else "0 or 1 / (1 - rate)" if inverted else "0 or 1",
-        lifetime="sequence" if noise.per == "sequence" else "step",
-        gates="-" if weights or site in ONE_READER else gates,
-        examples="shared" if weights else noise.batch,
+        mask=mask,
+        lifetime=noise.per,
+        gates="one number each" if _is_scalar(noise) else gates,
+        examples="shared" if on_weights else noise.batch,
         evaluation=evaluation,
     )
 
 
+def _mask_and_evaluation(noise) -> tuple[str, str]:
+    """The values of a mask in training, and its effect in evaluation."""
+    if isinstance(noise, Zoneout):
+        return "old or new", "mixes with the rate"
+    if isinstance(noise, DropConnect) or noise.scale == "inverted":
+        return "0 or 1 / (1 - rate)", "nothing"
+    return "0 or 1", "times 1 - rate"
+
+
+def _is_scalar(noise) -> bool:
+    return not isinstance(noise, DropConnect) and noise.units == "shared"
+
+
 def _stack(layers: int, every: Dropout, **ends) -> Layers:
-    """One a layer: `every`, but `inputs` of the first and `outputs` of the last."""
+    """Returns `every` per layer, with other `inputs` below and `outputs` on top."""
     if layers < 1:
         raise ValueError(f"`layers` must be at least 1, got {layers}.")
     stack = [every] * layers

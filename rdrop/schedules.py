@@ -1,7 +1,11 @@
 """Schedules: rates as functions of the training step.
 
-Any function of the step can stand for a rate, optax's schedules among them; these are
-the ones of the literature on dropout. `Dropout.at(step)` evaluates them.
+Any function of the step may be used as a rate, for example a schedule of optax; these
+are the ones of the literature on dropout. `Dropout.at(step)` evaluates them. Rates,
+steps and constants may be traced, so `vmap` over them works; a traced value is not
+checked. Steps are training steps; for epochs, multiply:
+
+    linear(0.5, steps=20 * steps_per_epoch)
 
 References:
     [1] Rennie, Goel, Thomas. Annealed dropout training of deep networks. SLT 2014. (The
@@ -14,31 +18,37 @@ References:
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Schedule: TypeAlias = Callable[..., Float[Array, ""]]
+from rdrop.noise.rates import Rate, check_positive, check_probability, known
+
+__all__ = ["Schedule", "curriculum", "early", "kaldi", "late", "linear"]
+
+Schedule: TypeAlias = Callable[..., Float[Array, "..."]]
 
 
-def linear(rate: float, steps: int) -> Schedule:
-    """Falls linearly from `rate` to 0 at step `steps`, then none [1]; "early" in [3].
+def linear(rate: Rate, steps: Any) -> Schedule:
+    """Falls linearly from `rate` to 0 at step `steps`, then stays 0 [1, 3].
 
     Args:
         rate: at step 0, in [0, 1].
         steps: at least 1.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: a known argument is out of its range.
     """
-    _check_rate(rate)
+    check_probability("rate", rate)
     _check_steps(steps)
-    return lambda step: rate * jnp.maximum(0.0, 1 - _float(step) / steps)
+    return lambda step: (
+        _float(rate) * jnp.maximum(0.0, 1 - _float(step) / _float(steps))
+    )
 
 
-def curriculum(rate: float, gamma: float) -> Schedule:
+def curriculum(rate: Rate, gamma: Any) -> Schedule:
     """Rises from 0 towards `rate`, as rate * (1 - exp(-gamma * step)) [2].
 
     Args:
@@ -46,15 +56,14 @@ def curriculum(rate: float, gamma: float) -> Schedule:
         gamma: above 0; 0.001 in the code of [2].
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: a known argument is out of its range.
     """
-    _check_rate(rate)
-    if not gamma > 0:
-        raise ValueError(f"`gamma` must be above 0, got {gamma}.")
-    return lambda step: rate * (1 - jnp.exp(-gamma * _float(step)))
+    check_probability("rate", rate)
+    check_positive("gamma", gamma)
+    return lambda step: _float(rate) * (1 - jnp.exp(-_float(gamma) * _float(step)))
 
 
-def early(rate: float, steps: int) -> Schedule:
+def early(rate: Rate, steps: Any) -> Schedule:
     """Is `rate` for the first `steps` steps, then 0 [3].
 
     Args:
@@ -62,14 +71,14 @@ def early(rate: float, steps: int) -> Schedule:
         steps: at least 1.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: a known argument is out of its range.
     """
-    _check_rate(rate)
+    check_probability("rate", rate)
     _check_steps(steps)
-    return lambda step: jnp.where(_float(step) < steps, rate, 0.0)
+    return lambda step: jnp.where(_float(step) < _float(steps), _float(rate), 0.0)
 
 
-def late(rate: float, steps: int) -> Schedule:
+def late(rate: Rate, steps: Any) -> Schedule:
     """Is 0 for the first `steps` steps, then `rate` [3].
 
     Args:
@@ -77,20 +86,20 @@ def late(rate: float, steps: int) -> Schedule:
         steps: at least 1.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: a known argument is out of its range.
     """
-    _check_rate(rate)
+    check_probability("rate", rate)
     _check_steps(steps)
-    return lambda step: jnp.where(_float(step) < steps, 0.0, rate)
+    return lambda step: jnp.where(_float(step) < _float(steps), 0.0, _float(rate))
 
 
-def kaldi(text: str, steps: int) -> Schedule:
+def kaldi(text: str, steps: Any) -> Schedule:
     """Reads Kaldi's grammar: piecewise linear in the fraction of training [4].
 
     `"0,0@0.20,0.3@0.50,0"` is 0 up to a fifth of training, rises to 0.3 at the half,
     and falls to 0 at the end. The first value is at 0, the last at 1; one between
-    without "@fraction" is at 0.5. Where two share a fraction, the later one holds from
-    there on (at 0, the first holds there). Kaldi's patterns of component names are not
+    without "@fraction" is at 0.5. If two share a fraction, the later one holds from
+    there (at 0, the first holds there). Kaldi's patterns of component names are not
     read.
 
     Args:
@@ -104,7 +113,7 @@ def kaldi(text: str, steps: int) -> Schedule:
     fractions, values = _points(text)
 
     def schedule(step):
-        at = jnp.clip(_float(step) / steps, 0, 1)
+        at = jnp.clip(_float(step) / _float(steps), 0, 1)
         last = len(values) - 1
         n = jnp.searchsorted(fractions, at, side="right").astype(jnp.int32) - 1
         n = jnp.where(at > 0, jnp.clip(n, 0, last), 0)
@@ -151,15 +160,11 @@ def _point(item, text):
     return fraction, value
 
 
-def _float(step) -> Float[Array, ""]:
-    return jnp.asarray(step, jnp.float32)
+def _float(value) -> Float[Array, "..."]:
+    return jnp.asarray(value, jnp.float32)
 
 
-def _check_rate(rate):
-    if not 0 <= rate <= 1:
-        raise ValueError(f"`rate` must lie in [0, 1], got {rate}.")
-
-
-def _check_steps(steps):
-    if not steps >= 1:
+def _check_steps(steps) -> None:
+    value = known(steps)
+    if value is not None and not np.all(value >= 1):
         raise ValueError(f"`steps` must be at least 1, got {steps}.")

@@ -1,8 +1,8 @@
 """Noise sites: the one table of the places at which noise enters a recurrence.
 
-Everything that depends on the set of sites derives from `SITES`: the fields of `Dropout`
-and `Masks`, the kinds of noise that a site takes, key streams, tables, pictures and
-config files. The order of the table is the order of all of them.
+Everything that depends on the set of sites derives from `SITES`: the fields of
+`Dropout` and `Masks`, the kinds of noise that a site takes, key streams, tables,
+pictures and config files. The order of the table is the order of all of them.
 
 References:
     [1] Pham et al. Dropout improves recurrent neural networks for handwriting
@@ -36,11 +36,13 @@ class NoiseSite(NamedTuple):
         symbol: label in pictures; empty if the arrow is labelled already.
         arrow: direction and meaning, for tables.
         kinds: names of the kinds of noise that the site takes, the usual one first.
-        place: centre of the site's strip in pictures, relative to the centre of its cell:
-            to the right in units of the distance between cells, upwards in data units.
+        place: centre of the site's strip in pictures, relative to the centre of its
+            cell: to the right in units of the distance between cells, upwards in data
+            units.
         text: one sentence for documentation.
         on_weights: whether the mask multiplies a kernel, once per forward pass.
         per_gate: whether several gates read the site, each with its own mask if asked.
+        keras: argument of Keras' layers that sets the rate here; empty if none does.
     """
 
     stream: Literal["inputs", "recurrent"]
@@ -51,6 +53,7 @@ class NoiseSite(NamedTuple):
     text: str
     on_weights: bool = False
     per_gate: bool = False
+    keras: str = ""
 
 
 SITES: dict[str, NoiseSite] = {
@@ -62,6 +65,7 @@ SITES: dict[str, NoiseSite] = {
         place=(0.0, -1.75),
         text="multiplies x_t before the input kernel [1, 2, 3]; `dropout` in Keras.",
         per_gate=True,
+        keras="dropout",
     ),
     "outputs": NoiseSite(
         "inputs",
@@ -69,7 +73,7 @@ SITES: dict[str, NoiseSite] = {
         arrow="↑ y",
         kinds=MULTIPLIERS,
         place=(0.0, 1.75),
-        text="multiplies y_t on its way up, not the h_t that the next step sees [1, 2].",
+        text="multiplies y_t on its way up, not h_t as the next step sees it [1, 2].",
     ),
     "input_weights": NoiseSite(
         "inputs",
@@ -92,6 +96,7 @@ SITES: dict[str, NoiseSite] = {
             "GRU [3]; `recurrent_dropout` in Keras."
         ),
         per_gate=True,
+        keras="recurrent_dropout",
     ),
     "update": NoiseSite(
         "recurrent",
@@ -135,8 +140,8 @@ SITES: dict[str, NoiseSite] = {
         place=(0.5, 0.0),
         text=(
             "mixes h_t with h_{t-1}, and the mixture is the output [7]; or multiplies "
-            "the h_t that the next step sees, including the leak path of a GRU, but not "
-            "y_t. Inverted multipliers compound there, as in Keras 3.0 to 3.7."
+            "the h_t that the next step sees, including the leak path of a GRU, but "
+            "not y_t. Inverted multipliers compound there, as in Keras 3.0 to 3.7."
         ),
     ),
     "recurrent_weights": NoiseSite(

@@ -16,6 +16,7 @@ import rdrop
 pytest.importorskip("hatchling")
 
 ROOT = Path(__file__).parent.parent
+NAME = "rnn-dropout-jax"  # of the distribution: on the index `rdrop` is another program
 CORE = {"jax", "flax", "numpy", "jaxtyping"}
 # What tests import or read.
 NEEDED = {
@@ -90,25 +91,31 @@ def built(tmp_path_factory):
     return Built(wheel, files, fields(wheel), names)
 
 
-def test_wheel_holds_every_file_of_the_library_and_none_besides(built):
+def test_wheel_holds_every_file_of_the_library_and_no_other(built):
     library = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "rdrop").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    about = f"rdrop-{rdrop.__version__}.dist-info"
+    about = f"{NAME.replace('-', '_')}-{rdrop.__version__}.dist-info"
     files = ("METADATA", "WHEEL", "RECORD", "licenses/LICENSE")
     assert built.files == library | {f"{about}/{name}" for name in files}
-    assert "rdrop/py.typed" in library
+    assert {"rdrop/py.typed", "rdrop/interop/keras_arguments.md"} <= library
+
+
+def tracked(*paths):
+    """The files of the project under some paths, by git."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("git lists the files of the project")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(
+        [*command, "--", *paths], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {name for name in done.stdout.splitlines() if (ROOT / name).is_file()}
 
 
 def test_sdist_holds_what_the_tests_need(built):
-    if not (ROOT / ".git").exists():
-        pytest.skip("tells what belongs to the project by git")
-    command = ["git", "ls-files", "--", *NEEDED]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    tracked = {name for name in done.stdout.splitlines() if (ROOT / name).exists()}
-    assert tracked - built.sdist == set()
+    assert tracked(*NEEDED) - built.sdist == set()
     roots = {name.split("/")[0] for name in built.sdist}
     assert roots <= {*NEEDED, "PKG-INFO", ".gitignore"}
 
@@ -120,17 +127,63 @@ def test_only_the_core_is_required(built):
 
 
 def test_metadata_say_what_it_is(built):
-    assert built.metadata["Name"] == ["rdrop"]
+    assert built.metadata["Name"] == [NAME]
     assert built.metadata["Version"] == [rdrop.__version__]
     assert built.metadata["License-Expression"] == ["Apache-2.0"]
     assert built.metadata["Requires-Python"] == [">=3.11"]
 
 
-def test_extras_that_messages_name_exist(built):
-    sources = "".join(path.read_text() for path in (ROOT / "rdrop").rglob("*.py"))
-    named = set(re.findall(r"rdrop\[(\w+)\]", sources))
-    assert named
-    assert named <= set(built.metadata["Provides-Extra"])
+INSTALL = re.compile(r"(?:pip|uv|pipx|poetry)3? (?:\w+ )?(?:install|add)\b([^\n`]*)")
+EXTRAS = re.compile(r"(?:\brdrop|\brnn-dropout-jax|\.)\[([\w,]+)\]")
+# Options of pip are not names; a name ends before its version or extra.
+FETCHED = re.compile(r"(?<![\w./-])(rdrop|rnn[-_]dropout[-_]jax)(?![\w./-])")
+
+
+@pytest.mark.parametrize(
+    ("line", "fetches"),
+    [
+        ("pip install rdrop", True),
+        ("python -m pip install -U 'rdrop[plot]'", True),
+        ("pip install optax rdrop==0.1", True),
+        ("uv pip install rnn-dropout-jax", True),
+        ("pip install .", False),
+        ("pip install -e '.[interop]'", False),
+        ("pip install ./rdrop", False),
+        ("pip install optax", False),
+    ],
+)
+def test_a_line_that_fetches_rdrop_is_seen(line, fetches):
+    found = INSTALL.findall(line)
+    assert found
+    assert any(map(FETCHED.search, found)) == fetches
+
+
+def texts():
+    """All texts of the project, except this file."""
+    suffixes = (".py", ".md", ".toml", ".yml", ".yaml", ".txt", ".cfg", "Makefile")
+    for name in sorted(tracked()):
+        if name.endswith(suffixes) and name != "tests/test_packaging.py":
+            yield name, (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_no_text_fetches_rdrop_from_the_index():
+    """Nor its extras by the name of the package: it is `pip install '.[interop]'`."""
+    for name, text in texts():
+        for rest in INSTALL.findall(text):
+            assert not FETCHED.search(rest), f"{name}: {rest}"
+        if name != "pyproject.toml":
+            assert not re.search(r"\brdrop\[\w", text), name
+
+
+def test_extras_that_texts_name_exist(built):
+    found = [
+        extra
+        for name, text in texts()
+        for rest in INSTALL.findall(text)
+        for extras in EXTRAS.findall(rest)
+        for extra in extras.split(",")
+    ]
+    assert {"interop", "plot"} <= set(found) <= set(built.metadata["Provides-Extra"])
 
 
 def test_modules_of_the_wheel_need_no_extra(built, tmp_path):

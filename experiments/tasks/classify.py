@@ -7,7 +7,7 @@ with a logit for each class.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from experiments.config import Task as Options
 from experiments.task import Arrays, Batch, Data, Score
@@ -41,18 +41,19 @@ def score(outputs: Float[Arrays, "B C"], batch: Batch) -> Score:
 
 
 def judge(
-    logits: Float[Arrays, "*N C"], classes: Int[Arrays, "*N"]
+    logits: Float[Arrays, "*N C"], classes: Integer[Arrays, "*N"]
 ) -> tuple[Float[Array, "*N"], Float[Array, "*N"]]:
     """Returns -log softmax(logits)[class], in nats, and whether the largest is right.
 
     Args:
         logits: one for each class.
-        classes: the right ones, from 0.
+        classes: the right ones, from 0; integers of any width.
 
     Returns:
         The negative log-likelihoods, and 1 where the answer is right, 0 elsewhere.
     """
+    classes = jnp.asarray(classes).astype(jnp.int32)
     log_p = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(log_p, classes[..., None], axis=-1)[..., 0]
-    right = logits.argmax(-1).astype(classes.dtype) == classes
+    right = logits.argmax(-1).astype(jnp.int32) == classes
     return nll, right.astype(nll.dtype)

@@ -33,11 +33,10 @@ def load(options: Options) -> Data:
 def score(outputs: Float[Arrays, "B T C"], batch: Batch) -> Score:
     """Judges the logits of the valid steps by log-likelihood and accuracy."""
     nll, accuracy = judge(outputs, batch.targets)
-    time = jnp.arange(nll.shape[1], dtype=batch.lengths.dtype)
-    inside = time[None] < batch.lengths[:, None]
+    valid = batch.valid_steps(nll.shape[1])
     count = batch.lengths.astype(nll.dtype)
 
     def mean(values):
-        return jnp.where(inside, values, 0).sum(axis=1) / count
+        return jnp.where(valid, values, 0).sum(axis=1) / count
 
     return Score({"nll": mean(nll), "accuracy": mean(accuracy)}, count)

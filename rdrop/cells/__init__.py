@@ -1,32 +1,39 @@
-"""Cells: one step of a recurrence, as the papers write it.
+"""Cells: the equations of one step of a recurrence, as the papers write them.
 
-The equations are pure functions of projected input, carry, masks and weights. The linen
-modules own the parameters and turn a `Dropout` and explicit keys into masks.
+A cell is a frozen value without arrays, and its step a function of weights, carry,
+projected input and masks. `rdrop.linen` and `rdrop.nnx` make modules of cells.
 
 Symbols:
     B batch, D features, H units, G gates, T time; W kernel [D, G H], U recurrent_kernel
     [H, G H], b bias [G H]; m_x, m_h, ... the masks of the sites inputs, recurrent, ...
 """
 
-from rdrop.cells.base import Cell
-from rdrop.cells.gru import GRUCell, gru
-from rdrop.cells.lstm import LayerNormLSTMCell, LSTMCell, layer_norm_lstm, lstm
-from rdrop.cells.masking import Weights, mask_units
-from rdrop.cells.min_gru import MinGRUCell, min_gru
-from rdrop.cells.simple import SimpleCell, simple
+from rdrop.cells.gru import GRU
+from rdrop.cells.lstm import LSTM, LayerNormLSTM
+from rdrop.cells.masking import (
+    Weights,
+    mask_gates,
+    mask_units,
+    next_hidden,
+    next_state,
+)
+from rdrop.cells.min_gru import MinGRU
+from rdrop.cells.recurrence import Carry, Recurrence
+from rdrop.cells.simple import Simple
+from rdrop.cells.tape import Tape
 
 __all__ = [
-    "Cell",
-    "GRUCell",
-    "LSTMCell",
-    "LayerNormLSTMCell",
-    "MinGRUCell",
-    "SimpleCell",
+    "GRU",
+    "LSTM",
+    "Carry",
+    "LayerNormLSTM",
+    "MinGRU",
+    "Recurrence",
+    "Simple",
+    "Tape",
     "Weights",
-    "gru",
-    "layer_norm_lstm",
-    "lstm",
+    "mask_gates",
     "mask_units",
-    "min_gru",
-    "simple",
+    "next_hidden",
+    "next_state",
 ]

@@ -1,55 +1,19 @@
-"""Interop: weights to and from Keras, PyTorch, and flax, linen and nnx.
+"""Interop: weights, dropout and masks from and to Keras, PyTorch and flax.
 
-A reader, `from_...` or `read_...`, returns `Ported(module, params)`: an rdrop layer and
-the variables it runs with. A writer, `to_...` or `write_...`, takes such variables. A
-list of layers of another library stands for a `Stack`.
+`from_...` and `read_...` return `Ported(module, params, dropout)`: an rdrop layer, the
+variables it runs with, and the noise that the layer had. `to_...` takes such variables.
+A list of layers of another library corresponds to a `Stack`.
 
-How the libraries arrange the weights, of D features, H units and G gates:
+From rdrop to another library and back is bitwise exact. So is from another library to
+rdrop and back, if a gate has one bias. Two biases of one gate are added: the sum
+becomes the input bias, and the recurrent one is zero, except for the candidate of a
+GRU, whose recurrent bias the reset gate multiplies.
 
-| library    | gates side by side | kernel  | recurrent kernel |
-|------------|--------------------|---------|------------------|
-| rdrop      | yes                | [D, GH] | [H, GH]          |
-| Keras      | yes                | [D, GH] | [H, GH]          |
-| PyTorch    | yes                | [GH, D] | [GH, H]          |
-| flax.linen | no                 | [D, H]  | [H, H]           |
-| flax.nnx   | yes                | [D, GH] | [H, GH]          |
-
-| library    | cell                      | gates | input bias | recurrent bias |
-|------------|---------------------------|-------|------------|----------------|
-| rdrop      | LSTM                      | ifgo  | ifgo       | -              |
-| rdrop      | GRU                       | zrn   | zrn        | n              |
-| rdrop      | GRU with the reset before | zrn   | zrn        | -              |
-| rdrop      | simple                    | one   | one        | -              |
-| Keras      | LSTM                      | ifgo  | ifgo       | -              |
-| Keras      | GRU                       | zrn   | zrn        | zrn            |
-| Keras      | GRU with the reset before | zrn   | zrn        | -              |
-| Keras      | simple                    | one   | one        | -              |
-| PyTorch    | LSTM                      | ifgo  | ifgo       | ifgo           |
-| PyTorch    | GRU                       | rzn   | rzn        | rzn            |
-| PyTorch    | simple                    | one   | one        | one            |
-| flax.linen | LSTM                      | ifgo  | -          | ifgo           |
-| flax.linen | GRU                       | rzn   | rzn        | n              |
-| flax.linen | simple                    | one   | one        | -              |
-| flax.nnx   | LSTM                      | ifgo  | -          | ifgo           |
-| flax.nnx   | GRU                       | rzn   | rzn        | -              |
-| flax.nnx   | simple                    | one   | one        | -              |
-
-`nnx.LSTMCell` is as in flax.linen; the row of flax.nnx is `nnx.OptimizedLSTMCell`. A
-GRU has the reset after, but where it says otherwise.
-
-From rdrop to another library and back is exact to the bit. So is from another library
-to rdrop and back where a gate has one bias. Where it has two, their sum lands in the
-input bias and the recurrent one is zero, but for that of a GRU's candidate, which the
-reset gate multiplies.
-
-`masks_from_keras` and `masks_to_keras` port the masks of Keras, `translate_keras` the
-arguments of its layers.
-
-Not ported: dropout (see `rdrop.presets`), and the compute dtype (see `dtype` of the
-cells).
+`masks_from_keras` and `masks_to_keras` port masks of Keras, `translate_keras` the
+arguments of its layers. The compute dtype is not ported; see `dtype` of the cells.
 """
 
-from rdrop.interop.files import read_keras, read_torch, write_keras, write_torch
+from rdrop.interop.files import read_keras, read_torch
 from rdrop.interop.flax import from_flax, to_flax
 from rdrop.interop.keras import from_keras, to_keras
 from rdrop.interop.keras_arguments import translate_keras
@@ -70,6 +34,4 @@ __all__ = [
     "to_keras",
     "to_torch",
     "translate_keras",
-    "write_keras",
-    "write_torch",
 ]

@@ -1,175 +1,246 @@
-"""Keras: weights of LSTM, GRU, SimpleRNN and Bidirectional, to and from rdrop.
+"""Keras: weights and dropout of LSTM, GRU, SimpleRNN and Bidirectional.
 
-Keras is not imported: a layer is known by its class's name and its `get_config()`,
-which an archive holds as well. Its dropout is not part of its weights; see
-`rdrop.presets.keras`.
+Keras is not imported: a layer is identified by the name of its class and by its
+`get_config()`, which an archive contains as well.
 
 Checked with Keras 3.15, keras/src/layers/rnn/{lstm,gru,simple_rnn,bidirectional}.py.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from rdrop import presets
+from rdrop.dropout import Dropout
 from rdrop.interop.layouts import KERAS, Array, Arrays, Weights, read, write
-from rdrop.interop.ported import Layer, Ported, port, stack, weights_of
+from rdrop.interop.ported import Layer, Ported, cells_of, layer_of, port, stack
 
-CELLS = ("LSTM", "GRU", "SimpleRNN")
+# The arguments of one LSTM, GRU or SimpleRNN, and its class name under "kind".
+Settings: TypeAlias = Mapping[str, Any]
+KINDS = ("LSTM", "GRU", "SimpleRNN")
+GATED = ("LSTM", "GRU")
 ACTIVATIONS = {"activation": "tanh", "recurrent_activation": "sigmoid"}
+RATES = ("dropout", "recurrent_dropout")
+HIDDEN = ("implementation", "seed", "use_cudnn")  # not in every `get_config()`
 
 
 def from_keras(layer: Any) -> Ported:
-    """Returns the rdrop layer that computes what a layer of Keras does without noise.
+    """Returns the rdrop layer that computes the same as a Keras layer.
 
-    Outputs of a layer that goes backwards stay at the time steps of their inputs here;
-    Keras hands them out in reverse order. Keras repeats the last output at padding
-    unless `zero_output_for_mask`; here it is zero.
+    Its `dropout` is the preset of the layer's arguments, `rdrop.presets.keras` in most
+    cases. Outputs of a layer that goes backwards stay at the time steps of their
+    inputs; Keras returns them in reverse order. Outputs at padding are zero; Keras
+    repeats the last output unless `zero_output_for_mask`.
 
     Args:
-        layer: a built LSTM, GRU, SimpleRNN, or Bidirectional around one, or a list of
-            those from the input upwards.
+        layer: a built LSTM, GRU, SimpleRNN, or Bidirectional of one; or a list of such
+            layers from the input upwards.
 
     Raises:
         TypeError: a layer of another class.
-        ValueError: a layer that is not built, or computes what rdrop does not: other
-            activations, or a `merge_mode` other than "concat".
+        ValueError: a layer that is not built, or that rdrop cannot represent: other
+            activations, a rate of 1, a `merge_mode` other than "concat", or a layer
+            that goes backwards below another one.
     """
     if isinstance(layer, (list, tuple)):
-        check_order([_is_backwards(each) for each in layer])
-        return stack([from_keras(each) for each in layer])
-    config = _checked(layer)
+        return join([from_keras(each) for each in layer])
+    settings = settings_of(type(layer).__name__, live_config(layer))
     if not layer.built:
         raise ValueError(f"`layer` must be built, got {layer.name!r}, which is not.")
-    if type(layer).__name__ != "Bidirectional":
-        weights = read_weights(_held(layer), config)
-        return port(weights, reverse=config["go_backwards"])
-    parts = (layer.forward_layer, layer.backward_layer)
-    pairs = zip(parts, configs_of_both(config), strict=True)
-    return port(tuple(read_weights(_held(part), each) for part, each in pairs))
+    both = [layer.forward_layer, layer.backward_layer] if settings[1:] else [layer]
+    weights = [[np.asarray(variable) for variable in each.weights] for each in both]
+    return build(settings, weights)
 
 
 def to_keras(params: Mapping[str, Any]) -> list[Any]:
     """Returns the arrays for a layer's `set_weights`.
 
-    They are `[kernel, recurrent_kernel, bias]`; of a GRU with the reset after the bias
-    is [2, 3H], whose second row is zero but for the candidate. A layer without biases
-    takes the first two.
+    They are `[kernel, recurrent_kernel, bias]`. For a GRU with the reset after, the
+    bias is [2, 3H], and its second row is zero except for the candidate. For a layer
+    without biases take the first two.
 
     Args:
         params: variables of an `RNN`, a `Bidirectional` or a `Stack`.
 
     Returns:
-        A list of arrays; of a `Bidirectional` forward's, then backward's; of a `Stack`
-        a list of one such list a layer.
+        A list of arrays; for a `Bidirectional` the forward ones, then the backward
+        ones; for a `Stack` a list with one such list per layer.
 
     Raises:
-        ValueError: the variables are not those of a layer that Keras has.
+        ValueError: Keras lacks the cell.
     """
-    layer = weights_of(params)
+    layer = layer_of(params)
     return [_flat(each) for each in layer] if isinstance(layer, list) else _flat(layer)
 
 
-def write_weights(weights: Weights) -> list[Array]:
-    """Returns the arrays that Keras has for the weights of an rdrop cell."""
-    kernel, recurrent_kernel, *biases = write(KERAS, weights)
-    rows = [row for row in biases if row is not None]
-    return [kernel, recurrent_kernel, np.stack(rows) if len(rows) > 1 else rows[0]]
-
-
-def read_weights(arrays: Sequence[Array], config: Mapping[str, Any]) -> Weights:
-    """Returns the weights of an rdrop cell.
+def build(settings: Sequence[Settings], arrays: Sequence[Sequence[Array]]) -> Ported:
+    """Returns the rdrop layer of one direction or of two (forward, backward).
 
     Args:
-        arrays: kernel [D, GH], recurrent_kernel [H, GH], and bias, [GH] or [2, GH],
-            if there is one.
-        config: of the layer; only `reset_after` is looked at, without which the bias
-            of a GRU tells, or Keras's default.
+        settings: of each direction; empty if they are unknown, as in a file of weights.
+        arrays: for each direction kernel [D, G H], recurrent_kernel [H, G H], and, if
+            there is one, bias [G H] or [2, G H].
     """
-    kernel, recurrent_kernel, *biases = arrays
-    rows = [row for bias in biases for row in np.atleast_2d(bias)]
-    in_two = [bias.ndim == 2 for bias in biases]
-    reset_after = config.get("reset_after", all(in_two))
-    return read(KERAS, Arrays(kernel, recurrent_kernel, *rows), reset_after)
+    weights = [_weights(*pair) for pair in zip(arrays, settings, strict=True)]
+    noise = [dropout_of(each) for each in settings]
+    if len(weights) == 1:
+        reverse = settings[0].get("go_backwards", False)
+        return port(weights[0], noise[0], reverse=reverse)
+    return port(tuple(weights), noise[0] if noise[0] == noise[1] else tuple(noise))
 
 
-def check_config(name: str, config: Mapping[str, Any]) -> None:
-    """Raises where a layer of Keras computes something that rdrop does not.
+def join(layers: Sequence[Ported]) -> Ported:
+    """Stacks layers that are ported from Keras.
+
+    Raises:
+        ValueError: there are none, or a layer below the top goes backwards: Keras
+            passes its outputs on in reverse order, an rdrop `Stack` does not.
+    """
+    for depth, layer in enumerate(layers[:-1]):
+        if getattr(layer.module, "reverse", False):
+            raise ValueError(
+                "A layer below the top of a stack must not go backwards, since Keras "
+                f"reverses the sequence for the next one; layer {depth} does."
+            )
+    return stack(layers)
+
+
+def live_config(layer: Any) -> dict[str, Any]:
+    """Returns a layer's `get_config()`, with the arguments that it leaves out.
+
+    Raises:
+        TypeError: `layer` is not a layer of Keras.
+    """
+    if not hasattr(layer, "get_config") or isinstance(layer, type):
+        raise TypeError(f"`layer` must be a Keras layer, got {describe(layer)}.")
+    config = layer.get_config()
+    if type(layer).__name__ == "Bidirectional":
+        both = {"layer": layer.forward_layer, "backward_layer": layer.backward_layer}
+        return config | {
+            part: {"class_name": type(each).__name__, "config": live_config(each)}
+            for part, each in both.items()
+        }
+    owners = (layer, getattr(layer, "cell", None))
+    held = ((n, getattr(owner, n, None)) for owner in owners for n in HIDDEN)
+    return config | {name: value for name, value in held if value is not None}
+
+
+def settings_of(kind: str, config: Mapping[str, Any]) -> list[Settings]:
+    """Returns the settings of a layer's directions: of one, or of two.
 
     Args:
-        name: of the layer's class.
-        config: of the layer, as `get_config` returns it or an archive holds it.
+        kind: name of the layer's class.
+        config: as `get_config` returns it or an archive contains it.
 
     Raises:
         TypeError: a layer of another class.
-        ValueError: a setting that rdrop has not.
+        ValueError: a setting that rdrop lacks.
     """
-    if name == "Bidirectional":
-        return _check_both(config)
-    if name not in CELLS:
-        raise TypeError(
-            f"`layer` must be one of {', '.join(CELLS)} and Bidirectional around one, "
-            f"got {config.get('name', 'one')!r} of class {name}."
-        )
-    for setting, default in ACTIVATIONS.items():
-        if config.get(setting, default) != default:
-            raise ValueError(
-                f'`{setting}` must be "{default}", got {config[setting]!r} in '
-                f"{config['name']!r}."
-            )
-
-
-def configs_of_both(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Returns the configs of a Bidirectional's two layers, forward and backward."""
-    return [config[part]["config"] for part in ("layer", "backward_layer")]
-
-
-def check_order(backwards: Sequence[bool]) -> None:
-    """Raises a ValueError where a layer below the top one goes backwards.
-
-    Keras hands its outputs to the next layer in reverse order; an rdrop `Stack` leaves
-    them at their time steps.
-    """
-    if any(backwards[:-1]):
-        raise ValueError(
-            "`layer` must not go backwards below the top of a stack, as it reverses "
-            f"the sequence for the next one, got layer {list(backwards).index(True)}."
-        )
-
-
-def _checked(layer) -> Mapping[str, Any]:
-    name = type(layer).__name__
-    if not hasattr(layer, "get_config"):
-        raise TypeError(f"`layer` must be a layer of Keras, got {name}.")
-    config = layer.get_config()
-    check_config(name, config)
-    return config
-
-
-def _check_both(config) -> None:
+    if kind != "Bidirectional":
+        settings = {**config, "kind": kind}
+        check_settings(settings)
+        return [settings]
     if config["merge_mode"] != "concat":
-        raise ValueError(
-            f'`merge_mode` must be "concat", got {config["merge_mode"]!r} in '
-            f"{config['name']!r}."
-        )
-    for part in ("layer", "backward_layer"):
-        check_config(config[part]["class_name"], config[part]["config"])
-    directions = [each["go_backwards"] for each in configs_of_both(config)]
+        got = config["merge_mode"]
+        raise ValueError(f'`merge_mode` must be "concat", got {got!r}.')
+    parts = (config[part] for part in ("layer", "backward_layer"))
+    both = [settings_of(part["class_name"], part["config"])[0] for part in parts]
+    directions = [each["go_backwards"] for each in both]
     if directions != [False, True]:
         raise ValueError(
             "`go_backwards` must be False in the forward and True in the backward "
-            f"layer of {config['name']!r}, got {directions}."
+            f"layer of a Bidirectional, got {directions}."
         )
+    return both
 
 
-def _is_backwards(layer) -> bool:
-    return bool(getattr(layer, "go_backwards", False))
+def check_settings(settings: Settings) -> None:
+    """Raises if rdrop lacks the layer, its activations or its rates.
+
+    Raises:
+        TypeError: a layer of another class.
+        ValueError: another activation, or a rate outside [0, 1).
+    """
+    if settings["kind"] not in KINDS:
+        raise TypeError(
+            f"`layer` must be one of {', '.join(KINDS)}, or a Bidirectional of one, "
+            f"got {settings['kind']!r}."
+        )
+    for argument, only in ACTIVATIONS.items():
+        if (got := describe(settings.get(argument, only))) != only:
+            raise ValueError(f"`{argument}` must be {only} in rdrop, got {got}.")
+    for argument in RATES:
+        rate = settings.get(argument, 0)
+        if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+            raise ValueError(
+                f"`{argument}` must be a number in [0, 1), got {rate!r}: Keras clips "
+                "others, and ignores 1 in some layers and backends."
+            )
 
 
-def _held(layer) -> list[Array]:
-    return [np.asarray(variable) for variable in layer.weights]
+def dropout_of(settings: Settings) -> Dropout | None:
+    """Returns the noise of a layer; None if it has none."""
+    preset, rates = preset_of(settings)
+    return getattr(presets, preset)(*rates) if any(rates) else None
+
+
+def preset_of(settings: Settings) -> tuple[str, tuple[float, ...]]:
+    """Returns the name of the preset that equals a layer's noise, and its rates."""
+    inputs, recurrent = (float(settings.get(name, 0)) for name in RATES)
+    is_simple = settings.get("kind") == "SimpleRNN"
+    if recurrent and is_simple:
+        return "gal", (inputs, recurrent)
+    if recurrent:
+        version = settings.get("keras", 3)
+        return "keras" if version == 3 else "keras2", (inputs, recurrent)
+    if not is_simple and _is_fused(settings):
+        return "keras2_fused", (inputs,)
+    if not is_simple and settings.get("implementation") == 1:
+        return "keras2", (inputs, 0.0)
+    return "keras", (inputs,)
+
+
+def describe(value: Any) -> str:
+    """Returns the name of a value: a text, function, object or config of Keras."""
+    if isinstance(value, Mapping) and "class_name" in value:
+        name, config = value["class_name"], value["config"]
+    elif hasattr(value, "get_config") and not isinstance(value, type):
+        name, config = type(value).__name__, value.get_config()
+    else:
+        return getattr(value, "__name__", None) or str(value)
+    if not isinstance(config, Mapping):
+        return str(config)
+    told = {k: v for k, v in config.items() if v is not None and (k, v) != ("gain", 1)}
+    inner = ", ".join(f"{k}={v}" for k, v in told.items())
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return f"{snake}({inner})" if inner else snake
+
+
+def _is_fused(settings: Settings) -> bool:
+    """Whether Keras 2 uses its fused kernel, which draws an input mask per step."""
+    return (
+        settings.get("keras") == 2
+        and not settings.get("unroll")
+        and settings.get("use_bias", True)
+        and settings.get("reset_after", True)
+    )
+
+
+def _weights(arrays: Sequence[Array], settings: Settings) -> Weights:
+    kernel, recurrent_kernel, *biases = arrays
+    rows = [row for bias in biases for row in np.atleast_2d(bias)]
+    in_two = all(bias.ndim == 2 for bias in biases)
+    reset_after = settings.get("reset_after", in_two)
+    return read(KERAS, Arrays(kernel, recurrent_kernel, *rows), reset_after)
 
 
 def _flat(layer: Layer) -> list[Array]:
-    cells = layer if isinstance(layer, tuple) else (layer,)
-    return [array for cell in cells for array in write_weights(cell)]
+    flat: list[Array] = []
+    for weights in cells_of(layer):
+        kernel, recurrent_kernel, *biases = write(KERAS, weights)
+        rows = [row for row in biases if row is not None]
+        bias = np.stack(rows) if len(rows) > 1 else rows[0]
+        flat += [kernel, recurrent_kernel, bias]
+    return flat

@@ -1,23 +1,47 @@
 """Keras' arguments in rdrop: `LSTM(units, dropout=a, ...)` translated one by one.
 
-Some arguments say what is computed, and become part of the layer, of its `Dropout` or
-of the few lines around them. Others belong to the training loop here (regularisers,
-constraints, `trainable`), or change no result (`name`, `unroll`). The meaning of
-`dropout` depends on other arguments and on the version of Keras.
-What each argument becomes is in `keras_notes`.
+The table keras_arguments.md lists the counterpart of each argument. Its rows are the
+notes on a layer, and docs/howto/keras.md includes it.
+
+References:
+    [1] keras/src/layers/rnn, lstm.py, gru.py, simple_rnn.py, rnn.py, and layer.py, of
+        Keras 3.15.
+    [2] tf_keras/layers/rnn, lstm.py, gru.py, simple_rnn.py, base_rnn.py, of Keras 2.
 """
 
 import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
-from rdrop import presets
-from rdrop.cells import Cell, GRUCell, LSTMCell, SimpleCell
-from rdrop.dropout import Dropout
-from rdrop.interop.keras_notes import ARGUMENTS, Settings, describe, noise, policy
-from rdrop.layers import RNN
+from rdrop.interop.keras import (
+    GATED,
+    Settings,
+    check_settings,
+    describe,
+    dropout_of,
+    live_config,
+    preset_of,
+    settings_of,
+)
+from rdrop.interop.ported import Noise
+from rdrop.linen import RNN, Bidirectional, Cell, GRUCell, LSTMCell, SimpleCell
 
+# Arguments that not all layers, or not both versions of Keras, have.
+LAYERS = {
+    **dict.fromkeys(("recurrent_activation", "implementation", "use_cudnn"), GATED),
+    "unit_forget_bias": ("LSTM",),
+    "reset_after": ("GRU",),
+}
+VERSIONS = {
+    "use_cudnn": 3,
+    **dict.fromkeys(("time_major", "input_length", "batch_size"), 2),
+    "batch_input_shape": 2,
+}
 CELLS: dict[str, type[Cell]] = {
     "LSTM": LSTMCell,
     "GRU": GRUCell,
@@ -28,7 +52,7 @@ POLICIES = ("float32", "float64", *REDUCED, *(f"mixed_{name}" for name in REDUCE
 
 
 class Note(NamedTuple):
-    """What one argument becomes, and what differs then."""
+    """The value of one argument, its counterpart in rdrop, and a difference."""
 
     value: Any
     becomes: str
@@ -36,51 +60,50 @@ class Note(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """A layer of Keras in rdrop; `print` it for a readable account.
+    """A Keras layer in rdrop; `print` it for a readable account.
 
     Attributes:
         module: the layer.
-        dropout: its noise, to be passed to `module.apply`.
-        code: source text that builds both, and a function that returns what the layer
-            of Keras returns.
-        notes: by argument: those given, and those whose default needs a word.
+        dropout: its noise, to be passed to `module.apply`; for a Bidirectional whose
+            directions differ a pair; None if there is none.
+        code: source text that builds both, and a function that returns the same as the
+            Keras layer.
+        notes: by argument: the given arguments, and those that a live layer sets.
     """
 
-    module: RNN
-    dropout: Dropout
+    module: RNN | Bidirectional
+    dropout: Noise
     code: str
     notes: dict[str, Note]
 
     def __str__(self) -> str:
         rows = [
-            ("argument", "in rdrop", "what differs"),
-            ("---", "---", "---"),
-            *(
-                (f"`{name}={describe(note.value)}`", note.becomes, note.differs)
-                for name, note in self.notes.items()
-            ),
+            f"| `{name}={describe(note.value)}` | {note.becomes} | {note.differs} |"
+            for name, note in self.notes.items()
         ]
-        return self.code + "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        header = ["| argument | in rdrop | difference |", "|---|---|---|"]
+        return "\n".join([self.code, *header, *rows, ""])
 
 
 def translate_keras(
     layer: Any = "LSTM", units: int | None = None, *, keras: int = 3, **arguments: Any
 ) -> Translation:
-    """Translates the arguments of a recurrent layer of Keras.
+    """Translates the arguments of a recurrent Keras layer.
 
     Args:
-        layer: "LSTM", "GRU" or "SimpleRNN"; or a live layer, for its own arguments.
-        units: H, as all `arguments` under its name in Keras; over those of a live one.
+        layer: "LSTM", "GRU" or "SimpleRNN"; or a live layer of one of these classes, or
+            a Bidirectional of one, for its own arguments.
+        units: H. Like all `arguments` it overrides that argument of a live layer.
         keras: 3, for Keras 3.8 and newer, or 2, for tf.keras up to TensorFlow 2.15 and
             tf_keras.
-        arguments: of the layer, as Keras takes them.
+        arguments: arguments of the layer, under their names in Keras.
 
     Returns:
-        The layer, its noise, source text, and a note on each argument.
+        The layer, its noise, source text, and notes on the arguments.
 
     Raises:
-        TypeError: the layer has no such argument, or `layer` is of another type.
-        ValueError: a value that rdrop does not have, such as another activation.
+        TypeError: the layer lacks such an argument, or `layer` is of another type.
+        ValueError: a value that rdrop lacks, such as another activation.
 
     Example:
         >>> translate_keras("LSTM", 8, recurrent_dropout=0.5).module.cell.units
@@ -88,151 +111,190 @@ def translate_keras(
     """
     if keras not in (2, 3):
         raise ValueError(f"`keras` must be 2 or 3, got {keras!r}.")
-    name, own = _read(layer)
-    given = own | ({} if units is None else {"units": units}) | arguments
-    known = {n: a for n, a in ARGUMENTS.items() if name in a.layers}
+    given = arguments if units is None else {"units": units} | arguments
+    own = _settings(layer)
+    settings = [_complete(each, given, keras) for each in own]
+    noise = [dropout_of(each) for each in settings]
+    both = noise[0] if noise[0] == noise[-1] else tuple(noise)
+    notes = _notes(settings[0], given)
+    if settings[1:]:
+        second = _notes(settings[1], given)
+        differing = {n: note for n, note in second.items() if note != notes.get(n)}
+        notes |= {f"backward_layer.{n}": note for n, note in differing.items()}
+    return Translation(_module(settings), both, _code(settings), notes)
+
+
+def _settings(layer: Any) -> list[Settings]:
+    """The settings of a live layer; of a name none."""
+    if isinstance(layer, str):
+        check_settings({"kind": layer})
+        return [{"kind": layer}]
+    return settings_of(type(layer).__name__, live_config(layer))
+
+
+def _complete(own: Settings, given: Mapping[str, Any], keras: int) -> Settings:
+    """The settings of a live layer and those that are given, checked."""
     for argument in given:
-        _check_known(argument, name, keras, known)
-    settings = {n: a.default for n, a in known.items()} | given
-    settings |= {"layer": name, "keras": keras}
+        _check_known(argument, own["kind"], keras)
+    settings = {"units": None, **own, **given, "keras": keras}
+    check_settings(settings)
     _check_values(settings)
-    notes = {
-        argument: Note(settings[argument], *entry.note(settings))
-        for argument, entry in known.items()
-        if keras in entry.versions
+    return settings
+
+
+@functools.cache
+def _rows() -> dict[str, list[str]]:
+    """The table: by argument its counterpart in rdrop, and a difference."""
+    table = resources.files("rdrop.interop").joinpath("keras_arguments.md")
+    rows: dict[str, list[str]] = {}
+    for line in table.read_text(encoding="utf-8").splitlines()[2:]:
+        names, *row = (column.strip() for column in line.split("|")[1:-1])
+        rows |= {name.strip("`"): row for name in names.split(", ")}
+    return rows
+
+
+def _notes(settings: Settings, given: Mapping[str, Any]) -> dict[str, Note]:
+    return {
+        name: Note(settings[name], *row)
+        for name, row in _rows().items()
+        if name in given or settings.get(name)
     }
-    told = {n: note for n, note in notes.items() if n in given or note.differs}
-    preset, rates = noise(settings)
-    dropout = getattr(presets, preset)(*rates) if any(rates) else Dropout()
-    return Translation(_module(settings), dropout, _code(settings), told)
 
 
-def _read(layer) -> tuple[str, dict[str, Any]]:
-    """The name of a layer, and its arguments if it is a live one."""
-    live = hasattr(layer, "get_config") and not isinstance(layer, type)
-    name = type(layer).__name__ if live else layer
-    if name not in list(CELLS):
-        raise TypeError(
-            f"`layer` must be one of {', '.join(CELLS)}, by name or live, got {name!r}."
-        )
-    if not live:
-        return name, {}
-    hidden = {"implementation": layer.cell, "seed": layer.cell, "use_cudnn": layer}
-    config = {
-        argument: getattr(owner, argument)
-        for argument, owner in hidden.items()
-        if hasattr(owner, argument)
-    }
-    return name, config | layer.get_config()
-
-
-def _check_known(argument: str, layer: str, keras: int, known) -> None:
-    if argument in known and keras in known[argument].versions:
-        return
-    if argument in known:
-        why = f"it is one of keras={known[argument].versions[0]}"
-    elif argument in ARGUMENTS:
-        why = f"{' and '.join(ARGUMENTS[argument].layers)} alone has it"
-    else:
-        close = difflib.get_close_matches(argument, known, 1, cutoff=0)
+def _check_known(argument: str, kind: str, keras: int) -> None:
+    layers, version = LAYERS.get(argument, (kind,)), VERSIONS.get(argument, keras)
+    if argument not in _rows():
+        close = difflib.get_close_matches(argument, _rows(), 1, cutoff=0)
         why = f"the closest name is `{close[0]}`"
-    raise TypeError(f"{layer} of Keras {keras} has no argument `{argument}`: {why}.")
+    elif kind not in layers:
+        why = f"only {' and '.join(layers)} has it"
+    elif keras != version:
+        why = f"only Keras {version} has it"
+    else:
+        return
+    raise TypeError(f"{kind} of Keras {keras} has no argument `{argument}`: {why}.")
 
 
 def _check_values(settings: Settings) -> None:
-    units = settings["units"]
+    units, implementation = settings["units"], settings.get("implementation", 2)
     if isinstance(units, bool) or not isinstance(units, int) or units < 1:
         raise ValueError(f"`units` must be a positive integer, got {units!r}.")
-    for argument, only in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
-        if describe(settings.get(argument, only)) != only:
-            got = describe(settings[argument])
-            raise ValueError(f"`{argument}` must be {only} in rdrop, got {got}.")
-    for argument in ("dropout", "recurrent_dropout"):
-        rate = settings[argument]
-        if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise ValueError(
-                f"`{argument}` must be a number in [0, 1), got {rate!r}: Keras clips "
-                "others, and ignores 1 in some layers and backends."
-            )
-    if settings.get("implementation", 2) not in (1, 2):
-        got = settings["implementation"]
-        raise ValueError(f"`implementation` must be 1 or 2, got {got!r}.")
-    if (dtype := policy(settings)) not in POLICIES:
+    if implementation not in (1, 2):
+        raise ValueError(f"`implementation` must be 1 or 2, got {implementation!r}.")
+    if (dtype := _policy(settings)) not in POLICIES:
         raise ValueError(f"`dtype` must be one of {POLICIES}, got {dtype!r}.")
 
 
-def _options(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of the cell and of `RNN` that are not their defaults."""
-    cell: dict[str, Any] = {}
+def _policy(settings: Settings) -> str:
+    """The name of a layer's dtype or dtype policy, in any notation."""
+    dtype = settings.get("dtype")
+    if isinstance(dtype, Mapping):
+        return dtype["config"]["name"]
+    if dtype is None or isinstance(dtype, str):
+        return dtype or "float32"
+    return getattr(dtype, "name", None) or np.dtype(dtype).name
+
+
+def _cell_options(settings: Settings) -> dict[str, Any]:
+    """Options of the cell that differ from the defaults."""
+    options: dict[str, Any] = {}
     if not settings.get("reset_after", True):
-        cell["reset_after"] = False
-    if (dtype := policy(settings)) != "float32":
-        cell["dtype"] = dtype.removeprefix("mixed_")
+        options["reset_after"] = False
+    if (dtype := _policy(settings)) != "float32":
+        options["dtype"] = dtype.removeprefix("mixed_")
         if not dtype.startswith("mixed_"):
-            cell["param_dtype"] = dtype
-    layer = {"time_major": settings["time_major"], "reverse": settings["go_backwards"]}
-    return cell, {name: True for name, value in layer.items() if value}
+            options["param_dtype"] = dtype
+    return options
 
 
-def _module(settings: Settings) -> RNN:
-    cell, layer = _options(settings)
-    dtypes = {n: jnp.dtype(v) for n, v in cell.items() if n.endswith("dtype")}
-    return RNN(CELLS[settings["layer"]](settings["units"], **(cell | dtypes)), **layer)
+def _module(settings: Sequence[Settings]) -> RNN | Bidirectional:
+    cells = []
+    for each in settings:
+        options = _cell_options(each)
+        dtypes = {n: jnp.dtype(v) for n, v in options.items() if n.endswith("dtype")}
+        cells.append(CELLS[each["kind"]](each["units"], **(options | dtypes)))
+    time_major = settings[0].get("time_major", False)
+    forward, *backward = cells
+    if backward:
+        return Bidirectional(forward, backward[0], time_major)
+    return RNN(forward, time_major, settings[0].get("go_backwards", False))
 
 
-def _code(settings: Settings) -> str:
-    """Source text; it runs by itself, on sequences of ones."""
-    name, cell = settings["layer"], CELLS[settings["layer"]].__name__
-    own, options = _options(settings)
-    inner = ", ".join([str(settings["units"]), *(_option(*o) for o in own.items())])
-    outer = ", ".join([f"rdrop.{cell}({inner})", *(f"{n}=True" for n in options)])
-    preset, rates = noise(settings)
-    drawn = f"presets.{preset}({', '.join(map(repr, rates))})"
-    axes = "T, B, D" if settings["time_major"] else "B, T, D"
-    carry = "(c, h)" if name == "LSTM" else "h"
+def _code(settings: Sequence[Settings]) -> str:
+    """Source text that runs by itself, on sequences of ones."""
+    first = settings[0]
+    noise = [_noise_code(each) for each in settings]
+    both = noise[0] if noise[0] == noise[-1] else f"({', '.join(noise)})"
+    axes = "T, B, D" if first.get("time_major") else "B, T, D"
+    carry, returned = _returned(settings)
     lines = [
         "import jax",
         "import jax.numpy as jnp",
         "import rdrop",
         "",
-        f"rnn = rdrop.RNN({outer})",
-        f"dropout = rdrop.{drawn if any(rates) else 'Dropout()'}",
+        f"rnn = {_module_code(settings)}",
+        f"dropout = {both}",
         "",
         "def layer(params, xs, noise=None, keys=None, **options):",
         f"    {carry}, ys = rnn.apply(params, xs, noise, keys, **options)",
-        f"    return {_returned(settings, carry)}",
+        f"    return {returned}",
         "",
         f"xs = jnp.ones((4, 7, 3))  # [{axes}]",
         "params = rnn.init(jax.random.key(0), xs)",
-        *_biases(settings),
-        f"keys = rdrop.stream_keys(jax.random.key({settings['seed'] or 0}))",
+        *_bias_code(settings),
+        f"keys = rdrop.stream_keys(jax.random.key({first.get('seed') or 0}))",
         "trained = layer(params, xs, dropout, keys)  # new keys at each training step",
         "evaluated = layer(params, xs, dropout)",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _option(name: str, value: Any) -> str:
-    return f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
+def _module_code(settings: Sequence[Settings]) -> str:
+    cells = []
+    for each in settings:
+        options = (f"{n}={v!r}" for n, v in _cell_options(each).items())
+        inner = ", ".join([str(each["units"]), *options])
+        cells.append(f"rdrop.{CELLS[each['kind']].__name__}({inner})")
+    layer = "Bidirectional" if len(cells) == 2 else "RNN"
+    flags = {"time_major": "time_major", "go_backwards": "reverse"}
+    given = (f"{flag}=True" for name, flag in flags.items() if settings[0].get(name))
+    return f"rdrop.{layer}({', '.join([*cells, *given])})"
 
 
-def _returned(settings: Settings, carry: str) -> str:
-    """What Keras returns; of a stateful layer, what it keeps as well."""
-    output = "h"
-    if settings["return_sequences"]:
-        steps = "[::-1]" if settings["time_major"] else "[:, ::-1]"
-        output = f"ys{steps * settings['go_backwards']}"
-    if settings["return_state"]:
-        output = (
-            f"({output}, h, c)" if settings["layer"] == "LSTM" else f"({output}, h)"
-        )
-    return f"{output}, {carry}" if settings["stateful"] else output
+def _noise_code(settings: Settings) -> str:
+    preset, rates = preset_of(settings)
+    if not any(rates):
+        return "None"
+    return f"rdrop.presets.{preset}({', '.join(map(repr, rates))})"
 
 
-def _biases(settings: Settings) -> list[str]:
-    """A line where the biases of rdrop do not start as those of Keras."""
-    if settings["use_bias"] and settings.get("unit_forget_bias", True):
-        return []
-    if settings["layer"] != "LSTM":
-        return []
-    return ['params["params"]["bias"] = jnp.zeros_like(params["params"]["bias"])']
+def _returned(settings: Sequence[Settings]) -> tuple[str, str]:
+    """The carry as the code names it, and the expression that Keras returns."""
+    first, both = settings[0], len(settings) == 2
+    suffixes = zip(settings, ("", "_back"), strict=False)
+    states = [
+        [f"h{suffix}", *([f"c{suffix}"] if each["kind"] == "LSTM" else [])]
+        for each, suffix in suffixes
+    ]
+    carries = [f"({c[0]}, {h})" if c else h for h, *c in states]
+    carry = f"({', '.join(carries)})" if both else carries[0]
+    output = "jnp.concatenate([h, h_back], axis=-1)" if both else "h"
+    if first.get("return_sequences"):
+        flip = "[::-1]" if first.get("time_major") else "[:, ::-1]"
+        output = f"ys{flip}" if first.get("go_backwards") else "ys"
+    if first.get("return_state"):
+        every = [state for each in states for state in each]
+        output = f"({', '.join([output, *every])})"
+    return carry, f"{output}, {carry}" if first.get("stateful") else output
+
+
+def _bias_code(settings: Sequence[Settings]) -> list[str]:
+    """Lines for biases that do not start as rdrop's do."""
+    lines = []
+    for each, direction in zip(settings, ("forward", "backward"), strict=False):
+        starts_at_one = all(each.get(n, True) for n in ("use_bias", "unit_forget_bias"))
+        if each["kind"] == "LSTM" and not starts_at_one:
+            place = f'["{direction}"]' if len(settings) == 2 else ""
+            bias = f'params["params"]{place}["bias"]'
+            lines.append(f"{bias} = jnp.zeros_like({bias})")
+    return lines

@@ -1,16 +1,13 @@
-"""Masks to and from Keras: one layer of Keras and one of rdrop with the same noise.
+"""Masks to and from Keras: a Keras layer and an rdrop layer with the same noise.
 
-The weights of a port can be compared with the noise off. That the noise is the same
-too shows only where both have the same masks: of rdrop in Keras, or of Keras in rdrop.
+A live layer of Keras 3 draws its masks at the start of a call, stores them in private
+attributes of its cell, and clears them at the end. If they are stored already, it does
+not draw. This module reads and writes those attributes, which Keras does not document;
+a version that stores its masks elsewhere is rejected.
 
-A live layer of Keras 3 draws its masks at the start of a call, holds them in private
-attributes of its cell over the time steps, and clears them at the end. Held already,
-they are not drawn. This module reads and writes those attributes, so it depends on what
-Keras does not promise; a Keras that keeps its masks elsewhere is refused.
-
-    masks of Keras      `implementation=1`: a list of one a gate, [B, U] each
+    masks of Keras      `implementation=1`: a list with one [B, U] per gate
                         `implementation=2`, or SimpleRNN: one array [B, U]
-    masks of rdrop      one array (B, G, U), G = 1 where the gates share it
+    masks of rdrop      one array (B, G, U), G = 1 if the gates share it
 
 References:
     [1] keras/src/layers/rnn, dropout_rnn_cell.py, rnn.py, lstm.py, gru.py and
@@ -25,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rdrop.dropout import Masks
-from rdrop.keys import STREAMS
+from rdrop.sites import SITES
 
-OLDEST = (3, 8)  # before it, gates shared a mask that the leak path of a GRU had too
+OLDEST = (3, 8)  # earlier versions shared a mask with the leak path of a GRU
 
 
 class Store(NamedTuple):
-    """Where a cell of Keras keeps the masks of a site: names of its attributes."""
+    """Attributes of a Keras cell for one site: its rate, its masks, and a method."""
 
     rate: str
     masks: str
@@ -47,82 +44,82 @@ STORES = {
 
 
 def masks_to_keras(masks: Any, layer: Any) -> None:
-    """Makes a layer of Keras use these masks at its next call.
+    """Makes a Keras layer use these masks in its next call.
 
-    That call is to be made directly, with training=True: one with training=False clears
-    the masks unused, and a program that is compiled already does not see them.
+    Make that call directly, with training=True: a call with training=False clears the
+    masks unused, and a compiled program does not see them.
 
     Args:
-        masks: `Masks` held over the sequence, of the sites `inputs` and `recurrent`,
-            (B, G, U); None at a site is no noise there, whatever the layer's rate. For
-            a Bidirectional a pair (forward, backward), for a list a sequence of one a
-            layer.
-        layer: a live Keras LSTM, GRU, SimpleRNN, or Bidirectional of these, built; or a
-            list of such layers. Its own rates say which masks it looks at.
+        masks: `Masks` (B, G, U) held over the sequence, of the sites `inputs` and
+            `recurrent`; None at a site disables its noise, whatever the layer's rate.
+            For a Bidirectional a pair (forward, backward), for a list one per layer.
+        layer: a live, built Keras LSTM, GRU, SimpleRNN, or Bidirectional of one; or a
+            list of such layers. Its own rates determine which masks it reads.
 
     Raises:
         ImportError: Keras is not installed.
-        RuntimeError: this version of Keras keeps its masks elsewhere.
-        TypeError: `layer` or `masks` are of another type.
-        ValueError: masks that Keras cannot take: of other sites, of each step, one a
-            gate where it has one for all, at a rate of 0; or of the wrong size.
+        RuntimeError: this version of Keras stores its masks elsewhere.
+        TypeError: `layer` or `masks` have another type.
+        ValueError: masks that Keras cannot use: of other sites, per step, per gate if
+            it has one for all, at a rate of 0, or of the wrong size.
     """
-    found = [
+    values = [
         (cell, store.masks, _as_keras(f"{name}.{site}", getattr(own, site), cell, site))
         for name, own, cell in _by_cell("masks", masks, layer)
         for site, store in STORES.items()
     ]
-    for cell, attribute, value in found:
+    for cell, _, _ in values:
+        _clear(cell)
+    for cell, attribute, value in values:
         setattr(cell, attribute, value)
 
 
 def masks_from_keras(layer: Any, xs: Any) -> Any:
-    """Has a layer of Keras draw its masks, keep them for its next call, and tell them.
+    """Draws the masks of a Keras layer's next call, and returns them.
 
-    They are the ones that the call would have drawn, from the layer's own seed. As in
-    `masks_to_keras`, the call is to be made directly and with training=True.
+    They come from the layer's own seed, as the call would draw them. As for
+    `masks_to_keras`, make the call directly and with training=True.
 
     Args:
         layer: as in `masks_to_keras`.
-        xs: inputs of the (first) layer, [B, T, D]; their shape alone matters.
+        xs: inputs of the (first) layer, [B, T, D]; only their shape matters.
 
     Returns:
         float32 `Masks`, for `rnn.apply(params, xs, masks)`; for a Bidirectional a pair
-        (forward, backward), for a list a tuple of one a layer. A site whose rate is 0
+        (forward, backward), for a list a tuple of one per layer. A site whose rate is 0
         has None.
 
     Raises:
         ImportError: Keras is not installed.
-        RuntimeError: this version of Keras keeps its masks elsewhere.
-        TypeError: `layer` is of another type.
-        ValueError: `layer` is not built, or `xs` are not what it was built for.
+        RuntimeError: this version of Keras stores its masks elsewhere.
+        TypeError: `layer` has another type.
+        ValueError: `layer` is not built, or was built for another shape of `xs`.
     """
-    shape = tuple(xs.shape)
-    first = next(_cells(layer), None)
-    features = None if first is None else first.kernel.shape[0]
+    cells, shape = _cells(layer), tuple(xs.shape)
+    first = cells
+    while isinstance(first, tuple):
+        first = first[0]
+    features = first.kernel.shape[0]
     if len(shape) != 3 or shape[2] != features:
         raise ValueError(
             f"`xs` must have the axes [B, T, D] with D = {features}, got shape {shape}."
         )
-    return _draw(layer, shape[0])
+    return _draw(cells, shape[0])
 
 
-def _draw(layer, batch: int) -> Any:
-    if (parts := _parts(layer)) is not None:
-        return tuple(_draw(part, batch) for part in parts)
-    keras, cell = _keras(), _cell(layer)
-    _clear(cell)
-    drawn = {
-        site: getattr(cell, store.draw)(
-            keras.ops.ones((batch, _units(cell, site)), dtype=cell.compute_dtype)
-        )
-        for site, store in STORES.items()
-    }
-    return Masks(**{site: _from_keras(masks) for site, masks in drawn.items()})
+def _draw(cells: Any, batch: int) -> Any:
+    if isinstance(cells, tuple):
+        return tuple(_draw(each, batch) for each in cells)
+    _clear(cells)
+    ones, drawn = _keras().ops.ones, {}
+    for site, store in STORES.items():
+        like = ones((batch, _units(cells, site)), dtype=cells.compute_dtype)
+        drawn[site] = _as_rdrop(getattr(cells, store.draw)(like))
+    return Masks(**drawn)
 
 
-def _from_keras(masks) -> Any:
-    """One array of Keras, or its list of one a gate, as (B, G, U)."""
+def _as_rdrop(masks: Any) -> Any:
+    """One array of Keras, or a list with one per gate, as (B, G, U)."""
     if masks is None:
         return None
     gates = masks if isinstance(masks, list) else [masks]
@@ -130,66 +127,58 @@ def _from_keras(masks) -> Any:
     return jnp.asarray(np.stack(arrays, axis=1), jnp.float32)
 
 
-def _as_keras(name: str, mask, cell, site: str) -> Any:
-    """The mask (B, G, U) as the cell holds it; None where it looks at no mask."""
+def _as_keras(name: str, mask: Any, cell: Any, site: str) -> Any:
+    """The mask (B, G, U) as the cell stores it; None if the cell does not read it."""
     mask = np.ones((1, 1, 1)) if mask is None else np.asarray(mask)
     rate = STORES[site].rate
     if getattr(cell, rate) == 0:
         if np.any(mask != 1):
             raise ValueError(
                 f"`{name}` must be None or all ones for a layer with {rate}=0, which "
-                "looks at no mask there."
+                "does not read it."
             )
         return None
     count = getattr(cell, "dropout_mask_count", None)
-    _check_shape(name, mask.shape, count, _units(cell, site))
-    convert, dtype = _keras().ops.convert_to_tensor, cell.compute_dtype
+    _check_shape(name, mask.shape, count or 1, _units(cell, site))
     gates = [
-        convert(np.ascontiguousarray(mask[:, n % mask.shape[1]]), dtype=dtype)
+        _keras().ops.convert_to_tensor(
+            np.ascontiguousarray(mask[:, n % mask.shape[1]]), dtype=cell.compute_dtype
+        )
         for n in range(count or 1)
     ]
     return gates if count else gates[0]
 
 
-def _check_shape(name: str, shape, count: int | None, units: int) -> None:
-    gates = count or 1
-    if len(shape) == 3 and shape[1] in (1, gates) and shape[2] in (1, units):
-        return
-    if len(shape) == 4:
-        why = "Keras holds a mask over the sequence and has none of each step"
-    elif len(shape) == 3 and gates == 1 < shape[1]:
-        why = "this layer has one mask for all gates (implementation=2, or no gates)"
-    else:
-        why = "each axis whole or 1"
-    raise ValueError(
-        f"`{name}` must have the axes (B, G, U) = (B, {gates}, {units}), as {why}; got "
-        f"shape {shape}."
-    )
+def _check_shape(name: str, shape: tuple[int, ...], gates: int, units: int) -> None:
+    if len(shape) != 3 or shape[1] not in (1, gates) or shape[2] not in (1, units):
+        raise ValueError(
+            f"`{name}` must have the axes (B, G, U) = (B, {gates}, {units}), each of "
+            f"full size or 1, got shape {shape}. Keras has no masks per step, and "
+            "masks per gate only with recurrent_dropout or implementation=1."
+        )
 
 
-def _by_cell(name: str, masks, layer) -> Iterator[tuple[str, Masks, Any]]:
-    """Every cell with its masks, and the name of these in errors."""
+def _by_cell(name: str, masks: Any, layer: Any) -> Iterator[tuple[str, Masks, Any]]:
+    """Every cell with its masks, and their name in errors."""
     parts = _parts(layer)
     if parts is None:
         _check_masks(name, masks)
-        cell = _cell(layer)
-        _clear(cell)
-        yield name, masks, cell
+        yield name, masks, _cells(layer)
         return
     if not isinstance(masks, (list, tuple)) or len(masks) != len(parts):
         got = len(masks) if isinstance(masks, (list, tuple)) else type(masks).__name__
         raise ValueError(
-            f"`{name}` must be {len(parts)} Masks, one for each direction of a "
+            f"`{name}` must be {len(parts)} Masks, one per direction of a "
             f"Bidirectional or layer of a list, got {got}."
         )
     for n, (own, part) in enumerate(zip(masks, parts, strict=True)):
         yield from _by_cell(f"{name}[{n}]", own, part)
 
 
-def _check_masks(name: str, masks) -> None:
+def _check_masks(name: str, masks: Any) -> None:
     if not isinstance(masks, Masks):
         raise TypeError(f"`{name}` must be Masks, got {type(masks).__name__}.")
-    for site in STREAMS:
+    for site in SITES:
         if site not in STORES and getattr(masks, site) is not None:
             raise ValueError(
                 f"`{name}.{site}` must be None: Keras has masks of inputs and "
@@ -197,16 +186,7 @@ def _check_masks(name: str, masks) -> None:
             )
 
 
-def _cells(layer) -> Iterator[Any]:
-    parts = _parts(layer)
-    if parts is None:
-        yield _cell(layer)
-        return
-    for part in parts:
-        yield from _cells(part)
-
-
-def _parts(layer) -> Any:
+def _parts(layer: Any) -> Any:
     """The layers of a list, the directions of a Bidirectional; None for one layer."""
     if isinstance(layer, (list, tuple)):
         return layer
@@ -215,9 +195,11 @@ def _parts(layer) -> Any:
     return None
 
 
-def _cell(layer) -> Any:
-    layers = _keras().layers
-    cell = getattr(layer, "cell", None)
+def _cells(layer: Any) -> Any:
+    """The cell of a layer, or nested tuples of cells."""
+    if (parts := _parts(layer)) is not None:
+        return tuple(_cells(part) for part in parts)
+    layers, cell = _keras().layers, getattr(layer, "cell", None)
     if not isinstance(cell, (layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell)):
         raise TypeError(
             "`layer` must be a Keras LSTM, GRU, SimpleRNN or Bidirectional, or a list "
@@ -225,32 +207,32 @@ def _cell(layer) -> Any:
         )
     if not cell.built:
         raise ValueError(
-            "`layer` must be built: call it once, or layer.build((B, T, D)); got "
-            f"{type(layer).__name__} {layer.name!r}, which is not."
+            "`layer` must be built: call it once, or layer.build((B, T, D)); "
+            f"{layer.name!r} is not."
         )
     for store in STORES.values():
         if (rate := getattr(cell, store.rate)) >= 1:
             raise ValueError(
-                f"`layer.{store.rate}` must be below 1, got {rate}: whether Keras has "
-                "a mask there depends on layer and backend."
+                f"`layer.{store.rate}` must lie in [0, 1), got {rate}: Keras ignores 1 "
+                "in some layers and backends."
             )
     return cell
 
 
-def _units(cell, site: str) -> int:
+def _units(cell: Any, site: str) -> int:
     return cell.kernel.shape[0] if site == "inputs" else cell.units
 
 
-def _clear(cell) -> None:
-    """Clears the masks of a cell; raises where it does not keep them as Keras 3.8."""
+def _clear(cell: Any) -> None:
+    """Clears the masks of a cell; raises if it does not store them as Keras 3.8."""
     for store in STORES.values():
         reset = getattr(cell, f"reset{store.masks}", None)
         if reset is not None:
             reset()
         if reset is None or not {store.masks, store.draw} <= {*dir(cell)}:
             raise RuntimeError(
-                f"Keras {_keras().__version__} does not keep its masks where 3.8 to "
-                f"3.15 do: {type(cell).__name__} has no `{store.masks}`."
+                f"Keras {_keras().__version__} does not store its masks as 3.8 to 3.15 "
+                f"do: {type(cell).__name__} has no `{store.masks}`."
             )
 
 
@@ -258,10 +240,10 @@ def _keras() -> ModuleType:
     try:
         import keras
     except ImportError as error:
-        raise ImportError("Keras is needed: pip install keras") from error
+        raise ImportError("Keras is not installed: pip install keras.") from error
     if tuple(int(n) for n in keras.__version__.split(".")[:2]) < OLDEST:
         raise RuntimeError(
-            "Masks are exchanged with Keras 3.8 and newer, whose masks are those of "
+            "Masks need Keras 3.8 or newer, whose masks equal those of "
             f"`presets.keras`, got {keras.__version__}."
         )
     return keras

@@ -1,9 +1,8 @@
 """Layouts: how each library arranges the weights of a cell, as data.
 
-A layout says what differs: the order of the gates, whether a kernel is transposed,
+A layout states the differences: the order of the gates, whether kernels are transposed,
 whether the gates' kernels stand side by side, and which gates have which bias. One pair
-of functions, `read` and `write`, works from it for all libraries; the table of the
-package's docstring shows it.
+of functions, `read` and `write`, works from it for all libraries.
 
 Symbols:
     D features, H units, G gates; W kernel [D, G H], U recurrent_kernel [H, G H]. The
@@ -11,13 +10,13 @@ Symbols:
     gate, whose name is empty.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
+# Weights of an rdrop cell by name: kernel, recurrent_kernel, bias, recurrent_bias.
 Weights: TypeAlias = dict[str, Any]
 Gates: TypeAlias = tuple[str, ...]
 Array: TypeAlias = Float[np.ndarray, "..."]
@@ -27,14 +26,14 @@ class CellLayout(NamedTuple):
     """How a library arranges the weights of one cell.
 
     Attributes:
-        gates: their order; i f g o of an LSTM, z r n of a GRU.
-        input_bias: the gates that have an input bias, in the order in which they stand.
-        recurrent_bias: the gates that have a recurrent bias.
+        gates: their order; i f g o in an LSTM, z r n in a GRU.
+        input_bias: the gates that have an input bias, in order.
+        recurrent_bias: the gates that have a recurrent bias, in order.
     """
 
     gates: Gates
     input_bias: Gates
-    recurrent_bias: Gates
+    recurrent_bias: Gates = ()
 
 
 class Layout(NamedTuple):
@@ -42,25 +41,25 @@ class Layout(NamedTuple):
 
     Attributes:
         library: its name.
+        cells: layouts of the cells that the library shares with rdrop.
         transposed: whether kernels are [G H, D] rather than [D, G H].
-        side_by_side: whether the gates share one array rather than have one each.
-        cells: those of rdrop's that the library has.
+        side_by_side: whether all gates share one array rather than having one each.
     """
 
     library: str
-    transposed: bool
-    side_by_side: bool
     cells: Mapping[str, CellLayout]
+    transposed: bool = False
+    side_by_side: bool = True
 
 
 class Arrays(NamedTuple):
-    """The weights of a cell in a library's own order, the gates side by side.
+    """The weights of a cell in a library's order, with the gates side by side.
 
     Attributes:
         kernel: [D, G H] or [G H, D].
         recurrent_kernel: [H, G H] or [G H, H].
-        input_bias: of the gates that have one, [G H]; None for none.
-        recurrent_bias: of the gates that have one; None for none.
+        input_bias: for the gates that have one, [G H]; None for none.
+        recurrent_bias: for the gates that have one; None for none.
     """
 
     kernel: Array
@@ -69,227 +68,169 @@ class Arrays(NamedTuple):
     recurrent_bias: Array | None = None
 
 
+LSTM, GRU, GRU_BEFORE, SIMPLE = "LSTM", "GRU", "GRU with reset_after=False", "simple"
 ONE: Gates = ("",)
 IFGO, ZRN, RZN = tuple("ifgo"), tuple("zrn"), tuple("rzn")
 
 RDROP = Layout(
     "rdrop",
-    transposed=False,
-    side_by_side=True,
-    cells={
-        "LSTM": CellLayout(IFGO, IFGO, ()),
-        "GRU": CellLayout(ZRN, ZRN, ("n",)),
-        "GRU with the reset before": CellLayout(ZRN, ZRN, ()),
-        "simple": CellLayout(ONE, ONE, ()),
+    {
+        LSTM: CellLayout(IFGO, IFGO),
+        GRU: CellLayout(ZRN, ZRN, ("n",)),
+        GRU_BEFORE: CellLayout(ZRN, ZRN),
+        SIMPLE: CellLayout(ONE, ONE),
     },
 )
 KERAS = Layout(
     "Keras",
-    transposed=False,
-    side_by_side=True,
-    cells={
-        "LSTM": CellLayout(IFGO, IFGO, ()),
-        "GRU": CellLayout(ZRN, ZRN, ZRN),
-        "GRU with the reset before": CellLayout(ZRN, ZRN, ()),
-        "simple": CellLayout(ONE, ONE, ()),
+    {
+        LSTM: CellLayout(IFGO, IFGO),
+        GRU: CellLayout(ZRN, ZRN, ZRN),
+        GRU_BEFORE: CellLayout(ZRN, ZRN),
+        SIMPLE: CellLayout(ONE, ONE),
     },
 )
 TORCH = Layout(
     "PyTorch",
-    transposed=True,
-    side_by_side=True,
-    cells={
-        "LSTM": CellLayout(IFGO, IFGO, IFGO),
-        "GRU": CellLayout(RZN, RZN, RZN),
-        "simple": CellLayout(ONE, ONE, ONE),
+    {
+        LSTM: CellLayout(IFGO, IFGO, IFGO),
+        GRU: CellLayout(RZN, RZN, RZN),
+        SIMPLE: CellLayout(ONE, ONE, ONE),
     },
+    transposed=True,
 )
+# `nnx.LSTMCell` has this layout as well.
 LINEN = Layout(
     "flax.linen",
-    transposed=False,
-    side_by_side=False,
-    cells={
-        "LSTM": CellLayout(IFGO, (), IFGO),
-        "GRU": CellLayout(RZN, RZN, ("n",)),
-        "simple": CellLayout(ONE, ONE, ()),
+    {
+        LSTM: CellLayout(IFGO, (), IFGO),
+        GRU: CellLayout(RZN, RZN, ("n",)),
+        SIMPLE: CellLayout(ONE, ONE),
     },
+    side_by_side=False,
 )
-# nnx.LSTMCell alone has a kernel a gate; its layout is that of linen.
 NNX = Layout(
     "flax.nnx",
-    transposed=False,
-    side_by_side=True,
-    cells={
-        "LSTM": CellLayout(IFGO, (), IFGO),
-        "GRU": CellLayout(RZN, RZN, ()),
-        "simple": CellLayout(ONE, ONE, ()),
+    {
+        LSTM: CellLayout(IFGO, (), IFGO),
+        GRU: CellLayout(RZN, RZN),
+        SIMPLE: CellLayout(ONE, ONE),
     },
 )
 LAYOUTS = (RDROP, KERAS, TORCH, LINEN, NNX)
 
 
-def cell_of(gates: int, reset_after: bool = True) -> str:
-    """Returns the name in `RDROP.cells` of the cell with so many gates.
-
-    Raises:
-        ValueError: no cell has.
-    """
-    by_gates = {4: "LSTM", 3: "GRU", 1: "simple"}
-    if gates not in by_gates:
-        raise ValueError(
-            "The recurrent kernel must have 4 (LSTM), 3 (GRU) or 1 (simple) times as "
-            f"many columns as rows, got {gates} times."
-        )
-    name = by_gates[gates]
-    return "GRU with the reset before" if gates == 3 and not reset_after else name
-
-
 def read(layout: Layout, arrays: Arrays, reset_after: bool = True) -> Weights:
-    """Returns the weights of an rdrop cell from those of a library's.
+    """Returns the weights of an rdrop cell from a library's arrays.
 
-    Where a gate has both biases they add up, in their own dtype; a missing one is zero.
-    The recurrent bias of a GRU's candidate stays apart with the reset after, as the
-    reset gate multiplies it.
+    Two biases of one gate are added in their own dtype; a missing bias is zero. In a
+    GRU with the reset after, the recurrent bias of the candidate stays separate, since
+    the reset gate multiplies it.
 
     Args:
-        layout: of the library.
+        layout: layout of the library.
         arrays: in the library's order.
         reset_after: the form of a GRU.
 
     Returns:
-        `kernel` [D, G H], `recurrent_kernel` [H, G H], `bias` [G H], and of a GRU with
+        `kernel` [D, G H], `recurrent_kernel` [H, G H], `bias` [G H], and for a GRU with
         the reset after `recurrent_bias` [H].
 
     Raises:
-        ValueError: shapes that are those of no cell.
+        ValueError: the shape of the recurrent kernel fits no cell.
     """
-    name = cell_of(_gates(layout, arrays.recurrent_kernel), reset_after)
+    kernels = [a.T if layout.transposed else a for a in arrays[:2]]
+    name = _cell_of(kernels[1].shape, reset_after)
     own, order = layout.cells[name], RDROP.cells[name].gates
-    kernels = [
-        _join(_split(array.T if layout.transposed else array, own.gates), order)
-        for array in (arrays.kernel, arrays.recurrent_kernel)
-    ]
-    biases = (
-        _split(arrays.input_bias, own.input_bias),
-        _split(arrays.recurrent_bias, own.recurrent_bias),
-    )
-    zero = np.zeros_like(kernels[1][:, 0])
-    apart = {}
-    if name == "GRU":
-        apart["recurrent_bias"] = biases[1].pop("n", zero)
-    sums = {gate: _sum(gate, biases, zero) for gate in order}
-    weights = dict(zip(("kernel", "recurrent_kernel"), kernels, strict=True))
-    return weights | {"bias": _join(sums, order)} | apart
+    kernel, recurrent_kernel = (_join(_split(k, own.gates), order) for k in kernels)
+    first = _split(arrays.input_bias, own.input_bias)
+    second = _split(arrays.recurrent_bias, own.recurrent_bias)
+    zero = np.zeros_like(recurrent_kernel[:, 0])
+    separate = {"recurrent_bias": second.pop("n", zero)} if name == GRU else {}
+    for gate, bias in second.items():
+        first[gate] = first[gate] + bias if gate in first else bias
+    bias = _join({gate: first.get(gate, zero) for gate in order}, order)
+    weights = {"kernel": kernel, "recurrent_kernel": recurrent_kernel, "bias": bias}
+    return weights | separate
 
 
 def write(layout: Layout, weights: Weights) -> Arrays:
-    """Returns the weights of a library's cell from those of an rdrop cell.
+    """Returns a library's arrays from the weights of an rdrop cell.
 
-    Where a gate has both biases, that of rdrop becomes the input bias, and the
-    recurrent one is zero, but for that of a GRU's candidate.
+    If a gate has two biases in the library, the first receives rdrop's bias and the
+    second is zero, except for the candidate of a GRU.
 
     Args:
-        layout: of the library.
+        layout: layout of the library.
         weights: as `read` returns them.
 
     Returns:
         NumPy arrays, in the library's order.
 
     Raises:
-        ValueError: the library has no such cell, or no place for a bias that is not 0.
+        ValueError: the library lacks the cell, or a place for a bias that is not zero.
     """
     name = name_of(weights)
     if name not in layout.cells:
-        raise ValueError(f"{layout.library} has no {name}, as `params` are of.")
+        raise ValueError(f"`params` are for a {name}, which {layout.library} lacks.")
     own, order = layout.cells[name], RDROP.cells[name].gates
     host = {name: np.asarray(array) for name, array in weights.items()}
-    kernels = [
-        _join(_split(host[name], order), own.gates)
-        for name in ("kernel", "recurrent_kernel")
-    ]
+    kernel, recurrent_kernel = (
+        _join(_split(host[kernel], order), own.gates)
+        for kernel in ("kernel", "recurrent_kernel")
+    )
+    if layout.transposed:
+        kernel, recurrent_kernel = kernel.T, recurrent_kernel.T
     first = _split(host["bias"], order)
-    second = {gate: np.zeros_like(first[gate]) for gate in order}
+    second = {gate: np.zeros_like(bias) for gate, bias in first.items()}
     if not own.input_bias:
         first, second = second, first
     if "recurrent_bias" in host:
         second["n"] = host["recurrent_bias"]
         _check_place(layout, own, second["n"])
-    kernel, recurrent_kernel = (k.T if layout.transposed else k for k in kernels)
-    return Arrays(
-        kernel,
-        recurrent_kernel,
-        _join(first, own.input_bias) if own.input_bias else None,
-        _join(second, own.recurrent_bias) if own.recurrent_bias else None,
-    )
+    input_bias = _join(first, own.input_bias) if own.input_bias else None
+    recurrent_bias = _join(second, own.recurrent_bias) if own.recurrent_bias else None
+    return Arrays(kernel, recurrent_kernel, input_bias, recurrent_bias)
 
 
 def name_of(weights: Mapping[str, Any]) -> str:
-    """Returns the name in `RDROP.cells` of the rdrop cell that has these weights.
+    """Returns the name in `RDROP.cells` of the cell that has these weights.
 
     Raises:
-        ValueError: no cell of the other libraries has such weights.
+        ValueError: the names or shapes fit no cell of the other libraries.
     """
-    names = {"kernel", "recurrent_kernel", "bias"}
-    optional = {"recurrent_bias"}
-    if not names <= set(weights) <= names | optional:
+    required = {"kernel", "recurrent_kernel", "bias"}
+    if set(weights) - {"recurrent_bias"} != required:
         raise ValueError(
-            "`params` must be those of an LSTMCell, a GRUCell or a SimpleCell, got "
-            f"{_described(weights)}."
+            "`params` must be for an LSTMCell, a GRUCell or a SimpleCell, got the "
+            f"names {sorted(weights)}."
         )
-    units, columns = np.shape(weights["recurrent_kernel"])
-    name = cell_of(columns // units, "recurrent_bias" in weights)
-    check_shapes(weights, units)
-    return name
-
-
-def check_shapes(weights: Mapping[str, Any], units: int) -> None:
-    """Raises a ValueError where the weights of an rdrop cell do not fit together."""
     shapes = {name: np.shape(array) for name, array in weights.items()}
-    columns = shapes["recurrent_kernel"][1]
-    features = shapes["kernel"][0] if len(shapes["kernel"]) == 2 else "D"
+    name = _cell_of(shapes["recurrent_kernel"], "recurrent_bias" in weights)
+    units, columns = shapes["recurrent_kernel"]
     expected: dict[str, tuple[Any, ...]] = {
-        "kernel": (features, columns),
-        "recurrent_kernel": (units, columns),
+        "kernel": (*shapes["kernel"][:1], columns),
         "bias": (columns,),
         "recurrent_bias": (units,),
     }
-    for name, shape in shapes.items():
-        if shape != expected[name]:
+    for weight, shape in expected.items():
+        if shapes.get(weight, shape) != shape:
             raise ValueError(
-                f"`{name}` must have the shape {expected[name]}, got {shape}."
+                f"`{weight}` must have the shape {shape}, got {shapes[weight]}."
             )
+    return name
 
 
-def check_like(name: str, new: Array, old: Array | Float[jax.Array, "..."]) -> None:
-    """Raises a ValueError where an array could not take the place of another.
-
-    Args:
-        name: of the place.
-        new: the array.
-        old: what is there.
-    """
-    if (new.shape, new.dtype) != (old.shape, old.dtype):
-        raise ValueError(
-            f"`params` must have {old.dtype}{list(old.shape)} for {name}, as is there, "
-            f"got {new.dtype}{list(new.shape)}."
-        )
-
-
-def _described(weights) -> str:
-    """What cannot be converted, by the name of the cell where it is one of rdrop's."""
-    if "cell_gain" in weights:
-        return "those of a LayerNormLSTMCell"
-    if set(weights) == {"kernel", "bias"}:
-        return "those of a MinGRUCell"
-    return f"the names {sorted(weights)}"
-
-
-def _gates(layout, recurrent_kernel) -> int:
-    shape = recurrent_kernel.shape
-    if len(shape) != 2:
-        raise ValueError(f"The recurrent kernel must be a matrix, got shape {shape}.")
-    units, columns = reversed(shape) if layout.transposed else shape
-    return columns // units if columns % units == 0 else 0
+def _cell_of(shape: tuple[int, ...], reset_after: bool) -> str:
+    """The cell whose recurrent kernel [H, G H] has this shape."""
+    cells = {4: LSTM, 3: GRU if reset_after else GRU_BEFORE, 1: SIMPLE}
+    for gates, name in cells.items():
+        if len(shape) == 2 and shape[1] == gates * shape[0]:
+            return name
+    raise ValueError(
+        "The recurrent kernel must be a matrix with 4 (LSTM), 3 (GRU) or 1 (simple) "
+        f"times as many columns as rows, got shape {shape}."
+    )
 
 
 def _split(array: Array | None, gates: Gates) -> dict[str, Array]:
@@ -302,15 +243,10 @@ def _join(by_gate: Mapping[str, Array], order: Gates) -> Array:
     return np.concatenate([by_gate[gate] for gate in order], axis=-1)
 
 
-def _sum(gate: str, biases: Sequence[Mapping[str, Array]], zero: np.ndarray):
-    """The sum of the biases that a gate has; one alone keeps its bits."""
-    first, *rest = [each[gate] for each in biases if gate in each] or [zero]
-    return first + rest[0] if rest else first
-
-
-def _check_place(layout, own, bias) -> None:
+def _check_place(layout: Layout, own: CellLayout, bias: Array) -> None:
     if not own.recurrent_bias and bias.any():
+        largest = np.abs(bias.astype(np.float64)).max()
         raise ValueError(
             f"`recurrent_bias` must be zero for {layout.library}, whose GRU has none, "
-            f"got up to {np.abs(bias.astype(np.float64)).max():.3g}."
+            f"got up to {largest:.3g}."
         )

@@ -1,80 +1,89 @@
-"""Ported: an rdrop layer with the parameters that another library's layer had.
+"""Ported layers: an rdrop module, its parameters and its noise.
 
-Between the libraries a layer is plain data, `Layer`: the weights of one cell, a pair of
-them (forward, backward), or a list of layers from the input upwards. `port` makes a
-module and variables of it, `weights_of` makes it of variables.
+Between the libraries the weights of a layer are plain data, a `Layer`: the weights of
+one cell, a pair of them (forward, backward), or a list of layers from the input
+upwards. `port` and `stack` make modules of data, `layer_of` makes data of variables.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from rdrop.cells import Cell, GRUCell, LSTMCell, SimpleCell
-from rdrop.interop.layouts import Weights, name_of
-from rdrop.layers import RNN, Bidirectional, Stack
+from rdrop.dropout import Dropout
+from rdrop.interop.layouts import GRU_BEFORE, LSTM, SIMPLE, Weights, name_of
+from rdrop.linen import RNN, Bidirectional, Cell, GRUCell, LSTMCell, SimpleCell, Stack
 
 # Weights of a cell, a pair of them, or a list of either.
 Layer: TypeAlias = Any
-
-CELLS: dict[str, Callable[..., Cell]] = {
-    "LSTM": LSTMCell,
-    "GRU": GRUCell,
-    "GRU with the reset before": partial(GRUCell, reset_after=False),
-    "simple": SimpleCell,
-}
+# One for all, a pair of one per direction, or a tuple of one per layer.
+Noise: TypeAlias = Dropout | tuple[Any, ...] | None
 
 
 class Ported(NamedTuple):
-    """An rdrop layer, and the variables that it runs with.
+    """An rdrop layer, the variables it runs with, and its noise.
+
+    Training: `module.apply(params, xs, dropout, keys)`.
 
     Attributes:
         module: `RNN`, `Bidirectional` or `Stack`; `module.clone(...)` changes a field.
         params: linen variables, {"params": ...}.
+        dropout: the noise that the layer had, as the presets of its library return it;
+            for a `Stack` a tuple of one per layer, for a `Bidirectional` whose
+            directions differ a pair. None if the layer had none, or if the source has
+            weights only.
     """
 
     module: RNN | Bidirectional | Stack
     params: dict[str, Any]
+    dropout: Noise = None
 
 
-def port(layer: Layer, reverse: bool = False, time_major: bool = False) -> Ported:
-    """Returns the rdrop layer of the weights of a cell or of a pair.
+def port(
+    layer: Layer,
+    dropout: Noise = None,
+    *,
+    reverse: bool = False,
+    time_major: bool = False,
+) -> Ported:
+    """Returns the rdrop layer with the weights of a cell or of a pair.
 
     Args:
         layer: the weights of a cell, or a pair (forward, backward).
+        dropout: the noise of the layer.
         reverse: whether a single cell runs from the last step to the first.
         time_major: whether sequences are [T, B, D].
     """
-    on_device = jax.tree.map(jnp.asarray, layer)
+    weights = jax.tree.map(jnp.asarray, layer)
     if isinstance(layer, tuple):
-        forward, backward = on_device
-        module = Bidirectional(_cell(forward), _cell(backward), time_major)
-        both = {"forward": forward, "backward": backward}
-        return Ported(module, {"params": both})
-    rnn = RNN(_cell(on_device), time_major, reverse)
-    return Ported(rnn, {"params": on_device})
+        forward, backward = map(_cell, weights)
+        both = Bidirectional(forward, backward, time_major)
+        tree = dict(zip(("forward", "backward"), weights, strict=True))
+        return Ported(both, {"params": tree}, dropout)
+    rnn = RNN(_cell(weights), time_major, reverse)
+    return Ported(rnn, {"params": weights}, dropout)
 
 
 def stack(layers: Sequence[Ported]) -> Ported:
-    """Returns layers, from the input upwards, as one.
+    """Joins layers, from the input upwards, into one.
 
     Raises:
-        ValueError: there are none.
+        ValueError: `layers` is empty.
     """
     if not layers:
         raise ValueError("A stack must have at least one layer, got none.")
     params = {f"layers_{n}": layer.params["params"] for n, layer in enumerate(layers)}
     modules: Any = [layer.module for layer in layers]
-    return Ported(Stack(modules), {"params": params})
+    noise = tuple(layer.dropout for layer in layers)
+    return Ported(Stack(modules), {"params": params}, noise if any(noise) else None)
 
 
-def weights_of(params: Mapping[str, Any]) -> Layer:
+def layer_of(params: Mapping[str, Any]) -> Layer:
     """Returns the weights in the variables of an `RNN`, `Bidirectional` or `Stack`.
 
     Raises:
-        ValueError: they are the variables of something else.
+        ValueError: they are the variables of another module.
     """
     if not isinstance(params, Mapping) or "params" not in params:
         got = sorted(params) if isinstance(params, Mapping) else type(params).__name__
@@ -84,25 +93,27 @@ def weights_of(params: Mapping[str, Any]) -> Layer:
         )
     tree = params["params"]
     if "layers_0" in tree:
-        return [_of_layer(tree[f"layers_{n}"]) for n in range(len(tree))]
-    return _of_layer(tree)
+        return [_of_tree(tree[f"layers_{n}"]) for n in range(len(tree))]
+    return _of_tree(tree)
 
 
-def map_cells(function: Callable[[Weights], Any], layer: Layer) -> Layer:
-    """Returns what a function makes of each cell's weights, in pairs and lists."""
-    if isinstance(layer, (list, tuple)):
-        return type(layer)(map_cells(function, each) for each in layer)
-    return function(layer)
+def cells_of(layer: Layer) -> tuple[Weights, ...]:
+    """Returns the cells of a layer of one or two directions."""
+    return layer if isinstance(layer, tuple) else (layer,)
 
 
-def _of_layer(tree):
+def _of_tree(tree: Mapping[str, Any]) -> Layer:
     if set(tree) == {"forward", "backward"}:
-        return _of_layer(tree["forward"]), _of_layer(tree["backward"])
+        return _of_tree(tree["forward"]), _of_tree(tree["backward"])
     name_of(tree)
     return dict(tree)
 
 
 def _cell(weights: Weights) -> Cell:
-    build = CELLS[name_of(weights)]
-    kernel = weights["recurrent_kernel"]
-    return build(kernel.shape[0], param_dtype=kernel.dtype)
+    name, kernel = name_of(weights), weights["recurrent_kernel"]
+    units, dtype = kernel.shape[0], kernel.dtype
+    if name == LSTM:
+        return LSTMCell(units, param_dtype=dtype)
+    if name == SIMPLE:
+        return SimpleCell(units, param_dtype=dtype)
+    return GRUCell(units, reset_after=name != GRU_BEFORE, param_dtype=dtype)

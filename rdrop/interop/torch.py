@@ -1,8 +1,4 @@
-"""PyTorch: weights of nn.LSTM, nn.GRU and nn.RNN, to and from rdrop.
-
-A state_dict says all but two things: whether sequences are batch first, and the
-nonlinearity of an nn.RNN, which is taken to be tanh. Dropout between the layers is not
-part of the weights; see `rdrop.presets.torch`.
+"""PyTorch: weights and dropout of nn.LSTM, nn.GRU and nn.RNN, to and from rdrop.
 
 Checked with PyTorch 2.13, torch/nn/modules/rnn.py.
 """
@@ -13,8 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rdrop import presets
 from rdrop.interop.layouts import TORCH, Array, Arrays, Weights, name_of, read, write
-from rdrop.interop.ported import Layer, Ported, port, stack, weights_of
+from rdrop.interop.ported import Layer, Ported, cells_of, layer_of, port, stack
 
 MODULES = ("LSTM", "GRU", "RNN")
 # In the order of `Arrays`.
@@ -22,80 +19,81 @@ NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def from_torch(source: Any, prefix: str = "") -> Ported:
-    """Returns the rdrop layer that computes what one of PyTorch does without dropout.
+    """Returns the rdrop layer that computes the same as a PyTorch layer.
+
+    Its `dropout` is `rdrop.presets.torch` of the module's rate. A state_dict contains
+    weights only: `dropout` is None, sequences are [B, T, D], and the nonlinearity of an
+    nn.RNN is taken to be tanh.
 
     Args:
-        source: an nn.LSTM, nn.GRU or nn.RNN, or a state_dict, of tensors or arrays. The
-            layer of a module takes sequences as the module does, [T, B, D] unless it is
-            `batch_first`; that of a state_dict takes [B, T, D].
-        prefix: of the names in a state_dict, for example "encoder.lstm.".
+        source: an nn.LSTM, nn.GRU or nn.RNN, or a state_dict of tensors or arrays. The
+            port of a module takes sequences as the module does: [T, B, D] unless it is
+            `batch_first`.
+        prefix: prefix of the names in a state_dict, for example "encoder.lstm.".
 
     Returns:
-        An `RNN`, or a `Bidirectional`; of more than one layer a `Stack`.
+        An `RNN` or a `Bidirectional`; for more than one layer a `Stack`.
 
     Raises:
-        TypeError: a module of another class.
-        ValueError: names that are missing, projections, or a nonlinearity other than
-            tanh.
+        TypeError: `source` is another module.
+        ValueError: names are missing, or there are projections or a nonlinearity other
+            than tanh.
     """
     if isinstance(source, Mapping):
         return _of_state(source, prefix)
     _check_module(source, prefix)
-    return _of_state(source.state_dict(), "", time_major=not source.batch_first)
+    ported = _of_state(source.state_dict(), "", time_major=not source.batch_first)
+    if not source.dropout or source.num_layers == 1:
+        return ported
+    return ported._replace(dropout=presets.torch(source.dropout, source.num_layers))
 
 
 def to_torch(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns tensors for a module's `load_state_dict`.
+    """Returns tensors for the `load_state_dict` of a module with biases.
 
-    Of the two biases, that of the hidden state is zero but for a GRU's candidate. The
-    module has as many layers as the variables, and biases.
+    rdrop's bias becomes the input bias, and the hidden bias is zero, except for the
+    candidate of a GRU, which has both.
 
     Args:
-        params: variables of an `RNN`, a `Bidirectional` or a `Stack` of layers alike.
-        prefix: of the names.
+        params: variables of an `RNN`, of a `Bidirectional`, or of a `Stack` whose
+            layers have the same cell, units and number of directions.
+        prefix: prefix of the names.
 
     Raises:
         ImportError: PyTorch is not installed.
-        ValueError: PyTorch has no such cell, or the layers differ in their cell, their
-            units or their directions.
+        ValueError: PyTorch lacks the cell, or the layers differ.
     """
     try:
         import torch
     except ImportError as error:
-        raise ImportError(
-            "`to_torch` needs PyTorch (pip install torch); `write_torch` does not."
-        ) from error
+        raise ImportError("`to_torch` needs PyTorch: pip install torch.") from error
 
-    def tensor(array):
+    def tensor(array: Array) -> Any:
         if array.dtype == jnp.bfloat16:
             return torch.tensor(array.astype(np.float32), dtype=torch.bfloat16)
         return torch.tensor(array)
 
-    arrays = to_arrays(params, prefix)
-    return {name: tensor(array) for name, array in arrays.items()}
-
-
-def to_arrays(params: Mapping[str, Any], prefix: str = "") -> dict[str, Array]:
-    """Returns what `to_torch` does, as NumPy arrays."""
-    layer = weights_of(params)
+    layer = layer_of(params)
     layers = layer if isinstance(layer, list) else [layer]
     _check_alike(layers)
-    state = {}
-    for depth, each in enumerate(layers):
-        for suffix, weights in zip(("", "_reverse"), _cells(each), strict=False):
-            arrays = write(TORCH, weights)
-            for name, array in zip(NAMES, arrays, strict=True):
-                place = f"{prefix}{name}_l{depth}{suffix}"
-                state[place] = np.ascontiguousarray(array)
-    return state
+    return {
+        f"{prefix}{name}_l{depth}{suffix}": tensor(np.ascontiguousarray(array))
+        for depth, each in enumerate(layers)
+        for suffix, weights in zip(("", "_reverse"), cells_of(each), strict=False)
+        for name, array in zip(NAMES, write(TORCH, weights), strict=True)
+    }
 
 
-def _of_state(state, prefix, time_major=False) -> Ported:
+def _of_state(
+    state: Mapping[str, Any], prefix: str, time_major: bool = False
+) -> Ported:
     layers = [port(layer, time_major=time_major) for layer in _layers(state, prefix)]
     if not layers:
+        end = "weight_ih_l0"
+        found = sorted(name.removesuffix(end) for name in state if name.endswith(end))
         raise ValueError(
-            f"`prefix` must be one of {_prefixes(state)}, those of recurrent layers, "
-            f"got {prefix!r}."
+            f"`prefix` must be the prefix of a recurrent layer, one of {found}, got "
+            f"{prefix!r}."
         )
     return layers[0] if len(layers) == 1 else stack(layers)
 
@@ -113,39 +111,30 @@ def _layers(state: Mapping[str, Any], prefix: str) -> Iterator[Layer]:
         depth += 1
 
 
-def _weights(state, prefix, place) -> Weights:
-    if f"{prefix}weight_hr{place}" in state:
+def _weights(state: Mapping[str, Any], prefix: str, place: str) -> Weights:
+    if (projection := f"{prefix}weight_hr{place}") in state:
         raise ValueError(
-            f"`source` must have no projection (`proj_size`), got {prefix}weight_hr"
-            f"{place}."
+            f"`source` must not have a projection (`proj_size`), got {projection}."
         )
-    found = [state.get(f"{prefix}{name}{place}") for name in NAMES]
-    if found[1] is None or (found[2] is None) != (found[3] is None):
-        missing = [
-            f"{prefix}{name}{place}"
-            for name, array in zip(NAMES, found, strict=True)
-            if array is None
-        ]
-        raise ValueError(f"`source` must have {' and '.join(missing)}, got none.")
-    return read(TORCH, Arrays(*map(_array, found)))
+    names = [f"{prefix}{name}{place}" for name in NAMES]
+    has_biases = any(name in state for name in names[2:])
+    names = names if has_biases else names[:2]
+    if missing := [name for name in names if name not in state]:
+        raise ValueError(f"`source` lacks {' and '.join(missing)}.")
+    return read(TORCH, Arrays(*(_array(state[name]) for name in names)))
 
 
-def _array(tensor) -> Any:
-    """A tensor or an array as one of NumPy, which has no bfloat16 of its own."""
-    if tensor is None or not hasattr(tensor, "detach"):
-        return tensor if tensor is None else np.asarray(tensor)
+def _array(tensor: Any) -> Array:
+    """A tensor or an array as a NumPy array; NumPy lacks torch's bfloat16."""
+    if not hasattr(tensor, "detach"):
+        return np.asarray(tensor)
     tensor = tensor.detach().cpu()
     if str(tensor.dtype) == "torch.bfloat16":
         return tensor.float().numpy().astype(jnp.bfloat16)
     return tensor.numpy()
 
 
-def _prefixes(state) -> list[str]:
-    end = "weight_ih_l0"
-    return sorted(name.removesuffix(end) for name in state if name.endswith(end))
-
-
-def _check_module(module, prefix) -> None:
+def _check_module(module: Any, prefix: str) -> None:
     name = type(module).__name__
     if name not in MODULES:
         raise TypeError(
@@ -153,27 +142,20 @@ def _check_module(module, prefix) -> None:
             f"{name}."
         )
     if prefix:
-        raise ValueError(
-            f'`prefix` must be "" with a module, whose names have none, got {prefix!r}.'
-        )
+        raise ValueError(f'`prefix` must be "" for a module, got {prefix!r}.')
     nonlinearity = getattr(module, "nonlinearity", "tanh")
     if nonlinearity != "tanh":
         raise ValueError(f'`nonlinearity` must be "tanh", got {nonlinearity!r}.')
 
 
-def _cells(layer: Layer) -> tuple[Weights, ...]:
-    return layer if isinstance(layer, tuple) else (layer,)
-
-
 def _check_alike(layers: list[Layer]) -> None:
-    """Raises where layers could not be those of one module of PyTorch."""
+    """Raises unless the layers can form one PyTorch module."""
     kinds = [
-        [(name_of(cell), len(cell["recurrent_kernel"])) for cell in _cells(layer)]
+        [(name_of(cell), len(cell["recurrent_kernel"])) for cell in cells_of(layer)]
         for layer in layers
     ]
-    one = kinds[0][0]
-    if any(kind != [one] * len(kinds[0]) for kind in kinds):
+    if any(kind != [kinds[0][0]] * len(kinds[0]) for kind in kinds):
         raise ValueError(
-            "`params` must have one cell, one number of units and as many directions "
-            f"in all layers, as PyTorch has, got {kinds}."
+            "`params` must have the same cell, units and number of directions in all "
+            f"layers, got {kinds}."
         )

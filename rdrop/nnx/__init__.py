@@ -1,15 +1,15 @@
-"""nnx: cells and layers as `flax.nnx` modules, on the same pure functions.
+"""The cells and layers as `flax.nnx` modules.
 
-A module here owns parameters, and hands them to the equations of the linen cell of the
-same name and to the functions of `rdrop.unroll`; with the same parameters and keys both
-give the same bits. Parameters have the names of the linen face.
+With the same parameters and keys, a module here and the linen module of the same name
+give bitwise identical results. Parameters have the same names.
 
-Keys are an argument, as everywhere: `StreamKeys`, or for layers `nnx.Rngs`, of whose
-streams `inputs` and `recurrent` one key each is drawn. A cell that is made with a
-`dropout` has streams of its own besides, as `nnx.Dropout` has: without an argument it
-is noisy after `train()`, and not after `eval()`. Its own keys are drawn when a sequence
-begins, which is when `initialize_carry` is called or a layer is given no carry, and the
-steps are counted from there. So masks live as long as they say inside `nnx.RNN` too.
+Keys are an argument: `StreamKeys`, or for layers `nnx.Rngs`, of whose streams `inputs`
+and `recurrent` one key each is drawn. A cell that is made with a `dropout` owns streams
+as well, as `nnx.Dropout` does: in calls without keys it is noisy after `train()`, and
+not after `eval()`. It draws its own keys when a sequence begins, which is when
+`initialize_carry` is called or a layer is called without a carry (or with
+`new_sequence=True`), and counts the steps from there. So masks live as long as their
+lifetime says inside `nnx.RNN` too.
 """
 
 from rdrop.nnx.bridge import from_linen, to_linen

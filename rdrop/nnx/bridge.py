@@ -1,6 +1,7 @@
-"""Bridge: linen modules with their parameters to nnx ones, and back.
+"""Conversion of linen modules with their parameters to nnx modules, and back.
 
-Parameters keep their names and bits; a Stack's `layers_0` is `layers[0]` here.
+Parameters keep their names and stay bitwise identical; `layers_0` of a linen Stack is
+`layers[0]` of an nnx one.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 from flax import nnx
 
-from rdrop import cells, layers
+from rdrop import linen
 from rdrop.nnx.cells import (
     Cell,
     GRUCell,
@@ -21,11 +22,10 @@ from rdrop.nnx.cells import (
 from rdrop.nnx.layers import RNN, Bidirectional, Stack
 
 Module: TypeAlias = Cell | RNN | Bidirectional | Stack
-Linen: TypeAlias = cells.Cell | layers.RNN | layers.Bidirectional | layers.Stack
-CELLS: dict[type, type[Cell]] = {
-    cell.LINEN: cell
-    for cell in (LSTMCell, LayerNormLSTMCell, GRUCell, SimpleCell, MinGRUCell)
-}
+Linen: TypeAlias = linen.Cell | linen.RNN | linen.Bidirectional | linen.Stack
+CELLS = (LSTMCell, LayerNormLSTMCell, GRUCell, SimpleCell, MinGRUCell)
+TO_NNX: dict[type, type[Cell]] = {getattr(linen, cell.__name__): cell for cell in CELLS}
+TO_LINEN = {cell: module for module, cell in TO_NNX.items()}
 
 
 def from_linen(module: Linen, params: Any, rngs: nnx.Rngs | None = None) -> Any:
@@ -37,7 +37,7 @@ def from_linen(module: Linen, params: Any, rngs: nnx.Rngs | None = None) -> Any:
         rngs: for the streams of cells that have a `dropout` of their own.
 
     Raises:
-        TypeError: `module` is no module of rdrop.
+        TypeError: `module` is not a module of rdrop.
         ValueError: a cell has a `dropout`, and there are no `rngs`.
 
     Example:
@@ -64,18 +64,18 @@ def to_linen(module: Module) -> tuple[Any, dict]:
 
 
 def _module(module, params, rngs):
-    if isinstance(module, layers.Stack):
+    if isinstance(module, linen.Stack):
         return Stack(
             [
                 _module(layer, params[f"layers_{n}"], rngs)
                 for n, layer in enumerate(module.layers)
             ]
         )
-    if isinstance(module, layers.Bidirectional):
+    if isinstance(module, linen.Bidirectional):
         pair = ("forward", "backward")
         ways = (_cell(getattr(module, way), params[way], rngs) for way in pair)
         return Bidirectional(*ways, time_major=module.time_major, loop=module.loop)
-    if isinstance(module, layers.RNN):
+    if isinstance(module, linen.RNN):
         cell = _cell(module.cell, params, rngs)
         options = {n: getattr(module, n) for n in ("time_major", "reverse", "loop")}
         return RNN(cell, **options)
@@ -83,13 +83,13 @@ def _module(module, params, rngs):
 
 
 def _cell(cell, params, rngs):
-    if type(cell) not in CELLS:
+    if type(cell) not in TO_NNX:
         raise TypeError(
             f"`module` must be made of rdrop's cells, got {type(cell).__name__}."
         )
     if cell.dropout is not None and rngs is None:
         raise ValueError("`rngs` must be given for a cell with a `dropout`, got None.")
-    made = CELLS[type(cell)](
+    made = TO_NNX[type(cell)](
         params["kernel"].shape[0],
         cell.units,
         rngs=nnx.Rngs(0) if rngs is None else rngs,
@@ -101,7 +101,7 @@ def _cell(cell, params, rngs):
 
 
 def _options(cell):
-    """The attributes of a linen cell besides its size."""
+    """Returns the attributes of a linen cell other than its size."""
     names = {field.name for field in dataclasses.fields(cell)}
     return {n: getattr(cell, n) for n in names - {"units", "parent", "name"}}
 
@@ -110,16 +110,19 @@ def _linen(module):
     if isinstance(module, Stack):
         pairs = [_linen(layer) for layer in module.layers]
         params = {f"layers_{n}": params for n, (_, params) in enumerate(pairs)}
-        return layers.Stack([layer for layer, _ in pairs]), params
+        return linen.Stack([layer for layer, _ in pairs]), params
     if isinstance(module, Bidirectional):
         (forward, ahead), (backward, back) = (
             _linen(rnn.cell) for rnn in (module.forward, module.backward)
         )
         rnn = module.forward
-        both = layers.Bidirectional(forward, backward, rnn.time_major, rnn.loop)
+        both = linen.Bidirectional(forward, backward, rnn.time_major, rnn.loop)
         return both, {"forward": ahead, "backward": back}
     if isinstance(module, RNN):
         cell, params = _linen(module.cell)
-        rnn = layers.RNN(cell, module.time_major, module.reverse, module.loop)
+        rnn = linen.RNN(cell, module.time_major, module.reverse, module.loop)
         return rnn, params
-    return module.equations.clone(dropout=module.dropout), module.parameters()
+    fields = dataclasses.fields(module.equations)
+    options = {field.name: getattr(module.equations, field.name) for field in fields}
+    cell = TO_LINEN[type(module)](**options, dropout=module.dropout)
+    return cell, module.parameters()

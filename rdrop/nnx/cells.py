@@ -1,33 +1,43 @@
-"""Cells: the recurrences as nnx modules.
+"""Cells as `flax.nnx` modules: they own the parameters of `rdrop.cells`.
 
-A cell owns its parameters, and streams and keys of its own if it has a `dropout`. Its
-equations are those of the linen cell, which is kept unbound.
+A cell that is made with a `dropout` owns streams too, and the keys of its sequence.
 """
 
+import dataclasses
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+import rdrop.keys
 from rdrop import cells
-from rdrop.cells.base import Carry, advance, check_features
+from rdrop.advice import describe, reject_unknown
+from rdrop.cells import Carry
 from rdrop.dropout import Dropout, Masks
 from rdrop.keys import StreamKeys
+from rdrop.loops import Noise, check_features, run_step
 
 
 def stream_keys(rngs: nnx.Rngs) -> StreamKeys:
-    """Draws a key of each of the streams `inputs` and `recurrent`.
+    """Draws one key of each of the streams `inputs` and `recurrent`.
 
     Args:
-        rngs: has the two streams, or the default one.
+        rngs: has the two streams, or the default one, or `dropout`, from which both
+            keys are split.
 
     Raises:
-        AttributeError: it has neither.
+        ValueError: it has none of these.
     """
-    return StreamKeys(inputs=rngs.inputs(), recurrent=rngs.recurrent())
+    if "default" not in rngs and "dropout" in rngs and "inputs" not in rngs:
+        return rdrop.keys.stream_keys(rngs.dropout())
+    try:
+        return StreamKeys(inputs=rngs.inputs(), recurrent=rngs.recurrent())
+    except AttributeError:
+        raise ValueError(
+            "`rngs` must have the streams `inputs` and `recurrent`, or `dropout`, or a "
+            f"default one, nnx.Rngs(0); got {sorted(rngs)}."
+        ) from None
 
 
 class SequenceKeys(nnx.Variable):
@@ -38,13 +48,16 @@ class OwnKeys(nnx.Module):
     """The streams of a cell, and the keys drawn from them for its sequence.
 
     Args:
-        rngs: has streams `inputs` and `recurrent`, or the default one; forked.
+        rngs: as for `stream_keys`; its streams are forked.
     """
 
     def __init__(self, rngs: nnx.Rngs):
-        self.streams = nnx.Rngs(
-            inputs=rngs.inputs.fork(), recurrent=rngs.recurrent.fork()
-        )
+        if "default" not in rngs and "dropout" in rngs and "inputs" not in rngs:
+            self.streams = nnx.Rngs(dropout=rngs.dropout.fork())
+        else:
+            self.streams = nnx.Rngs(
+                inputs=rngs.inputs.fork(), recurrent=rngs.recurrent.fork()
+            )
         self.sequence = SequenceKeys(self._draw())
 
     def begin(self) -> None:
@@ -55,7 +68,7 @@ class OwnKeys(nnx.Module):
         """Returns the keys at the next step."""
         return self.sequence.get_value()
 
-    def go_on(self, steps: int) -> None:
+    def advance(self, steps: int) -> None:
         """Counts the steps that the keys have been used for."""
         keys = self.now()
         self.sequence.set_value(keys.replace(step=keys.step + jnp.int32(steps)))
@@ -65,20 +78,27 @@ class OwnKeys(nnx.Module):
 
 
 class Cell(nnx.RNNCellBase):
-    """A recurrence with noise; use one of the cells.
+    """A recurrence with noise; use one of the cells, or define your own.
+
+    A subclass names its equations, a `rdrop.cells.Recurrence`:
+
+        class MyCell(rdrop.nnx.Cell):
+            EQUATIONS = MyRecurrence
 
     Args:
         in_features: D, the size of the input.
         units: H, the size of the output.
-        dtype: compute dtype of the matrix products; by default that of inputs and
-            parameters together.
-        param_dtype: dtype of the parameters.
-        dropout: the noise of calls that name none, drawn from streams of its own.
-        rngs: has a stream `params`, and `inputs` and `recurrent` if there is a
-            `dropout`; or the default one.
+        dropout: the noise of calls that pass none, drawn from the cell's streams.
+        rngs: has a stream `params`, and `inputs` and `recurrent`, or `dropout`, if
+            there is a `dropout`; or the default one.
+        options: other fields of the equations: `dtype` and `param_dtype` as in
+            `rdrop.Cell`, and for example `reset_after` of a GRU.
+
+    Raises:
+        TypeError: an unknown option, or `dropout` is not a `Dropout`.
     """
 
-    LINEN: ClassVar[type[cells.Cell]]
+    EQUATIONS: ClassVar[type[cells.Recurrence]]
 
     kernel: nnx.Param
 
@@ -87,17 +107,22 @@ class Cell(nnx.RNNCellBase):
         in_features: int,
         units: int,
         *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
         dropout: Dropout | None = None,
         rngs: nnx.Rngs,
         **options: Any,
     ):
+        known = [field.name for field in dataclasses.fields(self.EQUATIONS)][1:]
+        unknown = [name for name in options if name not in known]
+        reject_unknown(type(self).__name__, unknown, (*known, "dropout", "rngs"))
+        if not isinstance(dropout, Dropout | Masks | None):
+            raise TypeError(
+                f"`dropout` must be a rdrop.Dropout or None, got {describe(dropout)}."
+            )
         self.in_features = in_features
-        self.equations = self.LINEN(units, dtype, param_dtype, **options)
+        self.equations = self.EQUATIONS(units, **options)
         made = self.equations.parameters(in_features)
         for name, (initialise, shape) in made.items():
-            value = initialise(rngs.params(), shape, param_dtype)
+            value = initialise(rngs.params(), shape, self.equations.param_dtype)
             setattr(self, name, nnx.Param(value))
         self.deterministic = False
         self.dropout = nnx.data(dropout)
@@ -107,8 +132,9 @@ class Cell(nnx.RNNCellBase):
         self,
         carry: Carry,
         x: Float[Array, "B D"],
-        dropout: Dropout | Masks | None = None,
+        dropout: Noise = None,
         keys: StreamKeys | None = None,
+        **unknown: Any,
     ) -> tuple[Carry, Float[Array, "B H"]]:
         """Advances one step.
 
@@ -116,10 +142,11 @@ class Cell(nnx.RNNCellBase):
             carry: the state of the previous step, as `initialize_carry` makes it.
             x: the input of this step.
             dropout: where noise enters; or `Masks` of one step, used as they are. By
-                default that of the cell.
-            keys: explicit keys whose `step` is this one's absolute index; for those of
-                `nnx.Rngs` see `stream_keys`. By default the cell's own, unless it is
-                deterministic. No keys, no noise: the expectation is evaluated.
+                default the cell's own.
+            keys: explicit keys whose `step` is the absolute index of this step; for
+                keys of `nnx.Rngs` see `stream_keys`. By default the cell's own, unless
+                it is deterministic. No keys, no noise: the expectation is evaluated.
+            unknown: none; other arguments are rejected.
 
         Returns:
             The new carry, and the output y.
@@ -127,10 +154,11 @@ class Cell(nnx.RNNCellBase):
         Raises:
             TypeError, ValueError: as the linen cell.
         """
+        reject_unknown("A cell", unknown, ("carry", "x", "dropout", "keys"))
         dropout, drawn = self.noise(dropout, keys)
-        result = advance(self.equations, self.weights, carry, x, dropout, drawn)
+        result = run_step(self.equations, self.weights, carry, x, dropout, drawn)
         if drawn is not keys:
-            self.own.go_on(1)
+            self.own.advance(1)
         return result
 
     def weights(self, x: Float[Array, "*batch D"], name: str = "x") -> cells.Weights:
@@ -144,21 +172,21 @@ class Cell(nnx.RNNCellBase):
         return self.equations.cast(self.parameters(), x)
 
     def parameters(self) -> cells.Weights:
-        """Returns the parameters, by the names of the linen face."""
+        """Returns the parameters, by the names of the linen module."""
         names = self.equations.parameters(self.in_features)
         return {name: getattr(self, name)[...] for name in names}
 
     def noise(
         self,
-        dropout: Dropout | Masks | None,
+        dropout: Noise,
         keys: StreamKeys | None,
-        begins: bool = False,
-    ) -> tuple[Dropout | Masks | None, StreamKeys | None]:
-        """Returns dropout and keys of a call, with what it leaves to the module."""
+        new_sequence: bool = False,
+    ) -> tuple[Noise, StreamKeys | None]:
+        """Returns dropout and keys of a call, or else those of the module."""
         dropout = self.dropout if dropout is None else dropout
         noisy = self.own is not None and not self.deterministic
         if keys is None and noisy and isinstance(dropout, Dropout):
-            if begins:
+            if new_sequence:
                 self.own.begin()
             keys = self.own.now()
         return dropout, keys
@@ -169,7 +197,7 @@ class Cell(nnx.RNNCellBase):
         """Begins a sequence, and returns a carry of zeros; `rngs` is not used."""
         if self.own is not None:
             self.own.begin()
-        return self.equations.initialize_carry(jax.random.key(0), input_shape)
+        return self.equations.initial_carry(*input_shape[:-1])
 
     @property
     def num_feature_axes(self) -> int:
@@ -178,30 +206,30 @@ class Cell(nnx.RNNCellBase):
 
 
 class LSTMCell(Cell):
-    """Long short-term memory; see `rdrop.LSTMCell`."""
+    """Long short-term memory; see `rdrop.cells.LSTM`."""
 
-    LINEN = cells.LSTMCell
+    EQUATIONS = cells.LSTM
 
 
 class LayerNormLSTMCell(Cell):
-    """LSTM with layer normalisation; see `rdrop.LayerNormLSTMCell`."""
+    """LSTM with layer normalisation; see `rdrop.cells.LayerNormLSTM`."""
 
-    LINEN = cells.LayerNormLSTMCell
+    EQUATIONS = cells.LayerNormLSTM
 
 
 class GRUCell(Cell):
-    """Gated recurrent unit, `reset_after` or before; see `rdrop.GRUCell`."""
+    """Gated recurrent unit, `reset_after` or before; see `rdrop.cells.GRU`."""
 
-    LINEN = cells.GRUCell
+    EQUATIONS = cells.GRU
 
 
 class SimpleCell(Cell):
-    """Simple recurrence; see `rdrop.SimpleCell`."""
+    """Simple recurrence; see `rdrop.cells.Simple`."""
 
-    LINEN = cells.SimpleCell
+    EQUATIONS = cells.Simple
 
 
 class MinGRUCell(Cell):
-    """Recurrence that is affine in its state; see `rdrop.MinGRUCell`."""
+    """Recurrence that is affine in its state; see `rdrop.cells.MinGRU`."""
 
-    LINEN = cells.MinGRUCell
+    EQUATIONS = cells.MinGRU

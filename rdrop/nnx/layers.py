@@ -1,4 +1,4 @@
-"""Layers: a cell run over whole sequences, in both directions, and stacked, in nnx."""
+"""Layers as `flax.nnx` modules: a cell over sequences, both ways, and stacked."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,21 +6,26 @@ from typing import Any, TypeAlias
 
 from flax import nnx
 
-from rdrop.cells.base import Carry
+from rdrop.advice import describe, reject_unknown
+from rdrop.cells import Carry
 from rdrop.keys import StreamKeys
-from rdrop.nnx.cells import Cell, stream_keys
-from rdrop.unroll import (
+from rdrop.linen.layers import check_layers
+from rdrop.loops import (
+    Call,
     Loop,
     Noise,
+    Options,
     Xs,
     check_distinct,
     check_loop,
     run_both_ways,
     run_in_turn,
-    unroll,
+    run_sequences,
 )
+from rdrop.nnx.cells import Cell, stream_keys
 
 Keys: TypeAlias = StreamKeys | nnx.Rngs | None
+ARGUMENTS = ("xs", "dropout", "keys", "initial_carry", "lengths", "new_sequence")
 
 
 class RNN(nnx.Module):
@@ -29,6 +34,10 @@ class RNN(nnx.Module):
     Args:
         cell: the recurrence, for example `LSTMCell(12, 128, rngs=rngs)`.
         time_major, reverse, loop: as in `rdrop.RNN`.
+
+    Raises:
+        TypeError: `cell` is not an nnx cell of rdrop.
+        ValueError: `loop` is another word.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,7 +56,8 @@ class RNN(nnx.Module):
         reverse: bool = False,
         loop: Loop = "fused",
     ):
-        check_loop(loop, cell.equations)
+        check_cell("cell", cell)
+        check_loop(loop)
         self.cell = cell
         self.time_major = time_major
         self.reverse = reverse
@@ -61,17 +71,23 @@ class RNN(nnx.Module):
         *,
         initial_carry: Carry | None = None,
         lengths: Any = None,
+        new_sequence: bool | None = None,
+        **unknown: Any,
     ) -> tuple[Carry, Xs]:
         """Runs over the sequences of a batch, as `rdrop.RNN` does.
 
         Args:
             xs: the inputs, [B, T, D], or [T, B, D] if `time_major`.
-            dropout: where noise enters; by default that of the cell.
+            dropout: where noise enters; by default the noise of the cell.
             keys: explicit keys; `nnx.Rngs` to draw them from; or None for the cell's
-                own, unless it is deterministic. Its own are drawn anew unless an
-                initial carry is given: then its sequence goes on.
+                own, unless it is deterministic.
             initial_carry: as the cell's `initialize_carry` makes it.
             lengths: int[B], number of valid steps of each sequence.
+            new_sequence: whether the cell draws new keys of its own for this call. By
+                default it does unless an initial carry is given, which continues its
+                sequence. A decoder that starts from the carry of an encoder needs
+                `new_sequence=True`, or it keeps the same masks for ever.
+            unknown: none; other arguments are rejected.
 
         Returns:
             The final carry, and the outputs, [B, T, H] or [T, B, H].
@@ -79,22 +95,18 @@ class RNN(nnx.Module):
         Raises:
             TypeError, ValueError: as `rdrop.RNN`.
         """
+        reject_unknown("A layer", unknown, ARGUMENTS)
         keys = _explicit(keys)
-        dropout, drawn = self.cell.noise(dropout, keys, begins=initial_carry is None)
-        carry, ys = unroll(
+        begins = initial_carry is None if new_sequence is None else new_sequence
+        dropout, drawn = self.cell.noise(dropout, keys, begins)
+        carry, ys = run_sequences(
             self.cell.equations,
             partial(self.cell.weights, name="xs"),
-            xs,
-            dropout,
-            drawn,
-            initial_carry=initial_carry,
-            lengths=lengths,
-            time_major=self.time_major,
-            reverse=self.reverse,
-            loop=self.loop,
+            Call(xs, dropout, drawn, initial_carry, lengths),
+            Options(self.time_major, self.reverse, self.loop),
         )
         if drawn is not keys:
-            self.cell.own.go_on(ys.shape[0 if self.time_major else 1])
+            self.cell.own.advance(ys.shape[0 if self.time_major else 1])
         return carry, ys
 
 
@@ -105,19 +117,26 @@ class Bidirectional(nnx.Module):
         forward: the cell that runs from the first step to the last.
         backward: the cell that runs from the last step to the first.
         time_major, loop: as in `rdrop.RNN`.
+
+    Raises:
+        TypeError: not two nnx cells of rdrop.
+        ValueError: both are the same module; `loop` as in `RNN`.
     """
 
     def __init__(
         self,
         forward: Cell,
-        backward: Cell,
+        backward: Cell | None = None,
         *,
         time_major: bool = False,
         loop: Loop = "fused",
     ):
+        check_cell("forward", forward)
+        check_cell("backward", backward)
         check_distinct("forward, backward", (forward, backward))
-        self.forward = RNN(forward, time_major=time_major, loop=loop)
-        self.backward = RNN(backward, time_major=time_major, loop=loop, reverse=True)
+        options: dict[str, Any] = {"time_major": time_major, "loop": loop}
+        self.forward = RNN(forward, **options)
+        self.backward = RNN(backward, reverse=True, **options)  # type: ignore[arg-type]
 
     def __call__(
         self,
@@ -127,6 +146,8 @@ class Bidirectional(nnx.Module):
         *,
         initial_carry: tuple[Carry, Carry] | None = None,
         lengths: Any = None,
+        new_sequence: bool | None = None,
+        **unknown: Any,
     ) -> tuple[tuple[Carry, Carry], Xs]:
         """Runs over the sequences of a batch, as `rdrop.Bidirectional` does.
 
@@ -136,19 +157,19 @@ class Bidirectional(nnx.Module):
             keys: as in `RNN`.
             initial_carry: a pair of carries, or None.
             lengths: int[B], number of valid steps of each sequence.
+            new_sequence: as in `RNN`.
+            unknown: none; other arguments are rejected.
 
         Returns:
             The pair of final carries, and the outputs of both side by side, [..., 2H].
         """
-        return run_both_ways(
-            self.forward,
-            self.backward,
-            xs,
-            dropout,
-            _explicit(keys),
-            initial_carry=initial_carry,
-            lengths=lengths,
+        reject_unknown("A layer", unknown, ARGUMENTS)
+        call = Call(xs, dropout, _explicit(keys), initial_carry, lengths)
+        layers = (self.forward, self.backward)
+        forward, backward = (
+            partial(each, new_sequence=new_sequence) for each in layers
         )
+        return run_both_ways(forward, backward, call)
 
 
 class Stack(nnx.Module):
@@ -156,9 +177,14 @@ class Stack(nnx.Module):
 
     Args:
         layers: `RNN` or `Bidirectional` layers, from the input upwards.
+
+    Raises:
+        TypeError: `layers` is not a sequence of layers.
+        ValueError: one module is there twice.
     """
 
-    def __init__(self, layers: Sequence[RNN | Bidirectional]):
+    def __init__(self, layers: Sequence[RNN | Bidirectional], *more: Any):
+        check_layers(layers, more, nnx.Module, Cell)
         check_distinct("layers", layers)
         self.layers = nnx.List(layers)
 
@@ -170,27 +196,36 @@ class Stack(nnx.Module):
         *,
         initial_carry: Sequence[Carry] | None = None,
         lengths: Any = None,
+        new_sequence: bool | None = None,
+        **unknown: Any,
     ) -> tuple[tuple[Carry, ...], Xs]:
         """Runs over the sequences of a batch, as `rdrop.Stack` does.
 
         Args:
             xs: the inputs.
-            dropout: one for all layers, or a sequence of one a layer, which may be a
-                pair for a layer of two directions.
+            dropout: one for all layers, or a sequence with one per layer, which may be
+                a pair for a layer of two directions.
             keys: as in `RNN`.
-            initial_carry: a sequence of one carry a layer, or None.
+            initial_carry: a sequence with one carry per layer, or None.
             lengths: int[B], number of valid steps of each sequence.
+            new_sequence: as in `RNN`.
+            unknown: none; other arguments are rejected.
 
         Returns:
-            The final carries, one a layer, and the outputs of the last layer.
+            The final carries, one per layer, and the outputs of the last layer.
         """
-        return run_in_turn(
-            self.layers,
-            xs,
-            dropout,
-            _explicit(keys),
-            initial_carry=initial_carry,
-            lengths=lengths,
+        reject_unknown("A layer", unknown, ARGUMENTS)
+        call = Call(xs, dropout, _explicit(keys), initial_carry, lengths)
+        layers = [partial(layer, new_sequence=new_sequence) for layer in self.layers]
+        return run_in_turn(layers, call)
+
+
+def check_cell(name: str, cell: Any) -> None:
+    """Raises a TypeError unless `cell` is an nnx cell of rdrop."""
+    if not isinstance(cell, Cell):
+        raise TypeError(
+            f"`{name}` must be an nnx cell of rdrop, such as rdrop.nnx.LSTMCell(12, "
+            f"64, rngs=nnx.Rngs(0)), got {describe(cell)}."
         )
 
 

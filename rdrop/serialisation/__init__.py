@@ -1,4 +1,4 @@
-"""Serialisation: a `Dropout` as text, parameters as a safetensors file."""
+"""Serialisation: a `Dropout` as text, and parameters as a safetensors file."""
 
 from rdrop.serialisation.tensors import load_params, save_params
 from rdrop.serialisation.text import (

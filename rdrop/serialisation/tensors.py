@@ -1,21 +1,23 @@
 """Tensors: parameters as a safetensors file.
 
 Parameters are nested dicts of arrays. Their keys, joined by dots, name the tensors of
-the file, `params.layers_0.kernel` say.
+the file, for example `params.layers_0.kernel`.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
-MISSING = "safetensors is not installed: pip install 'rdrop[interop]'"
-DTYPES: dict[str, Any] = {  # by their names in a safetensors file
+MISSING = (
+    "safetensors is not installed; from a checkout of rdrop: pip install '.[interop]'."
+)
+DTYPES: dict[str, Any] = {  # by their names in a file
     "BOOL": jnp.bool_,
     "I8": jnp.int8,
     "I16": jnp.int16,
@@ -38,37 +40,43 @@ def save_params(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None
     """Writes parameters to a safetensors file, as a whole or not at all.
 
     Args:
-        path: of the file, which is replaced where there is one.
-        params: nested dicts of arrays with text for keys, such as `module.init`
-            returns.
+        path: the file; an existing one is replaced.
+        params: nested dicts of arrays with text as keys, such as `module.init` returns.
 
     Raises:
         ImportError: safetensors is not installed.
-        TypeError: a leaf is no array (a tracer, say), or a key no text.
-        ValueError: a key has a dot, a dict is empty, or safetensors has no such dtype
-            (typed keys: store `jax.random.key_data`).
+        TypeError: a leaf is not an array (a tracer, for example), or a key not text.
+        ValueError: a key contains a dot, a dict is empty, or safetensors lacks the
+            dtype (of typed keys, save `jax.random.key_data`).
         OSError: the file cannot be written.
     """
     try:
         from safetensors.numpy import save
     except ImportError:
         raise ImportError(MISSING) from None
-    _write(Path(path), save(dict(_flat("params", params))))
+    if not isinstance(params, Mapping) or not params:
+        raise TypeError(f"`params` must be a dict that is not empty, got {params!r}.")
+    flat = flatten_dict(dict(params), keep_empty_nodes=True)
+    for keys in flat:
+        _check_keys(keys)
+    _write(Path(path), save({".".join(k): _array(k, leaf) for k, leaf in flat.items()}))
 
 
 def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a safetensors file, `save_params`'s or another one.
+    """Reads a safetensors file of `save_params` or another program.
 
     Returns:
-        Nested dicts of JAX arrays with the dtypes of the file; each dot in the name of
-        a tensor leads one dict down.
+        Nested dicts of JAX arrays with the dtypes of the file; a dot in the name of a
+        tensor separates two levels.
 
     Raises:
         ImportError: safetensors is not installed.
-        ValueError: the file is not of that kind, has another dtype (64 bits need
-            `jax_enable_x64`), or one name for both an array and a dict.
+        ValueError: the file is of another kind, has another dtype (64 bits need
+            `jax_enable_x64`), or uses a name for both an array and a dict.
         OSError: the file cannot be read.
     """
+    # `safetensors.flax.load_file` (0.8) raises an AttributeError for float8, and reads
+    # 64 bits as 32 without `jax_enable_x64`.
     try:
         from safetensors import SafetensorError, deserialize
     except ImportError:
@@ -84,51 +92,41 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
     return unflatten_dict(arrays, sep=".")
 
 
-def _flat(place: str, tree: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Every array of nested dicts, with its name in a file."""
-    _check_dict(place, tree)
-    for key, value in tree.items():
-        name, where = f"{prefix}{key}", f"{place}[{key!r}]"
-        if isinstance(value, Mapping):
-            yield from _flat(where, value, f"{name}.")
-        else:
-            yield name, _array(where, value)
-
-
-def _check_dict(place: str, tree: Any) -> None:
-    if not isinstance(tree, Mapping):
-        raise TypeError(f"`{place}` must be a dict, got {type(tree).__name__}.")
-    if not tree:
-        raise ValueError(f"`{place}` must not be empty: a file cannot say so.")
-    for key in tree:
+def _check_keys(keys: tuple[Any, ...]) -> None:
+    for key in keys:
         if not isinstance(key, str):
-            raise TypeError(f"Keys of `{place}` must be text, got {key!r}.")
+            raise TypeError(f"Keys of `params` must be text, got {key!r} in {keys}.")
         if "." in key or key in ("", "__metadata__"):
             raise ValueError(
-                f"Keys of `{place}` must have no dots, and not be empty or "
-                f'"__metadata__", got {key!r}.'
+                'Keys of `params` must not contain dots, be empty or be "__metadata__"'
+                f", got {key!r} in {keys}."
             )
 
 
-def _array(place: str, value: Any) -> np.ndarray:
+def _array(keys: tuple[str, ...], value: Any) -> np.ndarray:
+    place = f"`params{''.join(f'[{key!r}]' for key in keys)}`"
+    if value is empty_node:
+        raise ValueError(
+            f"{place} must not be an empty dict, which a file cannot hold."
+        )
     known = isinstance(value, (np.ndarray, jax.Array))
     if not known or isinstance(value, jax.core.Tracer):
-        raise TypeError(f"`{place}` must be an array, got {type(value).__name__}.")
+        raise TypeError(f"{place} must be an array, got {value!r}.")
     names = [jnp.dtype(dtype).name for dtype in DTYPES.values()]
     if (name := value.dtype.name) not in names:
         raise ValueError(
-            f"`{place}` must have one of the dtypes {', '.join(names)}, got {name}."
+            f"{place} must have one of the dtypes {', '.join(names)}, got {name}."
         )
     return np.asarray(value, order="C")
 
 
 def _tensor(name: str, dtype: str, shape: Sequence[int], data: bytearray) -> jax.Array:
     if dtype not in DTYPES:
-        raise ValueError(f"Tensor `{name}` is of the dtype {dtype}, which is not read.")
+        raise ValueError(f"Tensor `{name}` has the dtype {dtype}, which JAX lacks.")
     array: np.ndarray = np.ndarray(shape, DTYPES[dtype], data)
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
         raise ValueError(
-            f"Tensor `{name}` is {array.dtype}, which JAX holds only with "
+            f"Tensor `{name}` is {array.dtype}, which JAX stores only with "
             '`jax.config.update("jax_enable_x64", True)`.'
         )
     return jnp.array(array)
@@ -139,7 +137,9 @@ def _check_nested(names: Mapping[str, Any]) -> None:
         parts = name.split(".")
         for end in range(1, len(parts)):
             if (parent := ".".join(parts[:end])) in names:
-                raise ValueError(f"`{parent}` names an array, and a dict of `{name}`.")
+                raise ValueError(
+                    f"`{parent}` names both an array and the dict of `{name}`."
+                )
 
 
 def _write(path: Path, content: bytes) -> None:

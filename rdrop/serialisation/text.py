@@ -1,25 +1,23 @@
 """Text: a `Dropout` as JSON, TOML or plain data.
 
-It is a table of its sites, in the words that the experiments' configs have under
-`[dropout]`; one a layer is a list of such tables, `layers`:
+A `Dropout` is a table of its sites, in the words of the experiments' configs under
+`[dropout]`; one per layer is a list of such tables, `layers`:
 
     [recurrent]                     [[layers]]
     kind = "bernoulli"
     rate = 0.5                      [layers.recurrent]
     per = "sequence"                kind = "bernoulli"
-    gates = "shared"                ...
-    batch = "each"
-    scale = "inverted"              [[layers]]
+    gates = "shared"                rate = 0.5
+    batch = "each"                  per = {drift = 0.1}
+    scale = "inverted"              ...
 
-Every option is written, whatever a later version takes for its default, except
-`units` and `drift` where they are not used, and the kind of noise on weights, which
-can only be DropConnect: the experiments' tables have no word for these. A kind left out
-is the site's usual one: "zoneout" for states, "dropconnect" for weights, else
-"bernoulli".
+Every option is written, so that defaults of later versions do not change it, except for
+`units = "each"` and for the kind of a site that takes one kind only. A kind that is
+left out is the usual one of its site, the first in `rdrop.sites.SITES`.
 
-A number of Python's is written as it is. Any other rate is written as the float32 that
-masks are drawn with, and comes back with these bits: an array as a NumPy array, which
-is checked as it is read, an array without axes as a number.
+A Python number is written as it is. Any other rate is written as float32, the dtype
+that masks are drawn with, and read back bitwise: an array as a NumPy array, an array
+without axes as a number.
 """
 
 import contextlib
@@ -32,40 +30,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from rdrop.dropout import KINDS, Dropout
-from rdrop.noise import Bernoulli, Concrete, DropConnect, Gaussian, Schedule, Zoneout
+from rdrop.dropout import Dropout
+from rdrop.noise import KINDS_BY_NAME, Drift, ScheduledRate
+from rdrop.sites import SITES
 
-NAMES: dict[type, str] = {
-    Bernoulli: "bernoulli",
-    Gaussian: "gaussian",
-    Concrete: "concrete",
-    Zoneout: "zoneout",
-    DropConnect: "dropconnect",
-}
-NAMED = {name: kind for kind, name in NAMES.items()}
-USUAL = {  # kinds of the sites where it is not "bernoulli"
-    "cell_state": "zoneout",
-    "hidden_state": "zoneout",
-    "input_weights": "dropconnect",
-    "recurrent_weights": "dropconnect",
-}
+NAMES = {kind: name for name, kind in KINDS_BY_NAME.items()}
 
 
 def to_dict(dropout: Dropout | Sequence[Dropout]) -> dict[str, Any]:
     """Returns a `Dropout` as plain dicts, lists, numbers and text.
 
     Args:
-        dropout: one, or a sequence of one a layer.
+        dropout: one, or a sequence with one per layer.
 
     Returns:
         A dict of its sites, each a dict of its kind and options; or `{"layers": [...]}`
         with a list of such dicts.
 
     Raises:
-        TypeError: `dropout` is neither.
+        TypeError: `dropout` is of another type.
         ValueError: a rate is a schedule, a tracer or not finite.
 
     Example:
+        >>> from rdrop import DropConnect
         >>> to_dict(Dropout(recurrent_weights=DropConnect(0.5)))
         {'recurrent_weights': {'rate': 0.5, 'by': 'weight'}}
     """
@@ -73,18 +60,18 @@ def to_dict(dropout: Dropout | Sequence[Dropout]) -> dict[str, Any]:
         return {site: _table(site, noise) for site, noise in dropout.sites()}
     if not isinstance(dropout, (list, tuple)):
         raise TypeError(
-            "`dropout` must be a Dropout, or a sequence of one a layer, got "
+            "`dropout` must be a Dropout, or a sequence with one per layer, got "
             f"{type(dropout).__name__}."
         )
     return {"layers": [_layer(depth, layer) for depth, layer in enumerate(dropout)]}
 
 
 def from_dict(data: Mapping[str, Any]) -> Dropout | tuple[Dropout, ...]:
-    """Returns what `to_dict` was given; serves for the `dropout` table of a config.
+    """Returns the `Dropout` of a dict, such as the `dropout` table of a config.
 
     Raises:
-        TypeError: what should be a table, a list or a number is none, or a site does
-            not take the kind.
+        TypeError: a value has another type than `to_dict` returns, or a site does not
+            take the kind.
         ValueError: a site, a kind or an option is unknown, or a value is not allowed.
 
     Example:
@@ -94,8 +81,8 @@ def from_dict(data: Mapping[str, Any]) -> Dropout | tuple[Dropout, ...]:
     _check_table("`data`", data)
     if "layers" not in data:
         return _dropout(data)
-    if beside := [f"`{site}`" for site in data if site != "layers"]:
-        raise ValueError(f"`layers` must stand alone, got {', '.join(beside)} as well.")
+    if others := [f"`{site}`" for site in data if site != "layers"]:
+        raise ValueError(f"`layers` must stand alone, got also {', '.join(others)}.")
     layers = data["layers"]
     if not isinstance(layers, (list, tuple)):
         raise TypeError(f"`layers` must be a list of tables, got {layers!r}.")
@@ -103,7 +90,7 @@ def from_dict(data: Mapping[str, Any]) -> Dropout | tuple[Dropout, ...]:
 
 
 def to_json(dropout: Dropout | Sequence[Dropout]) -> str:
-    """Writes a `Dropout`, or a sequence of one a layer, as JSON.
+    """Returns a `Dropout`, or a sequence with one per layer, as JSON.
 
     Raises:
         TypeError: as `to_dict`.
@@ -113,13 +100,14 @@ def to_json(dropout: Dropout | Sequence[Dropout]) -> str:
 
 
 def from_json(text: str) -> Dropout | tuple[Dropout, ...]:
-    """Reads what `to_json` wrote.
+    """Returns the `Dropout` of a JSON text.
 
     Raises:
         TypeError: as `from_dict`.
         ValueError: as `from_dict`, or `text` is not JSON.
 
     Example:
+        >>> from rdrop import Bernoulli
         >>> from_json(to_json(Dropout(inputs=Bernoulli(0.2)))).inputs.rate
         0.2
     """
@@ -131,10 +119,10 @@ def from_json(text: str) -> Dropout | tuple[Dropout, ...]:
 
 
 def to_toml(dropout: Dropout | Sequence[Dropout]) -> str:
-    """Writes a `Dropout`, or a sequence of one a layer, as TOML.
+    """Returns a `Dropout`, or a sequence with one per layer, as TOML.
 
     Raises:
-        ImportError: tomli_w is not installed.
+        ImportError: tomli-w is not installed.
         TypeError: as `to_dict`.
         ValueError: as `to_dict`.
     """
@@ -142,13 +130,14 @@ def to_toml(dropout: Dropout | Sequence[Dropout]) -> str:
         import tomli_w
     except ImportError:
         raise ImportError(
-            "`to_toml` needs tomli_w: pip install 'rdrop[interop]'"
+            "tomli-w is not installed; from a checkout of rdrop: "
+            "pip install '.[interop]'."
         ) from None
     return tomli_w.dumps(to_dict(dropout))
 
 
 def from_toml(text: str) -> Dropout | tuple[Dropout, ...]:
-    """Reads what `to_toml` wrote.
+    """Returns the `Dropout` of a TOML text.
 
     Raises:
         TypeError: as `from_dict`.
@@ -167,7 +156,7 @@ def from_toml(text: str) -> Dropout | tuple[Dropout, ...]:
 
 @contextlib.contextmanager
 def _within(place: str) -> Iterator[None]:
-    """Puts a place in front of what an error says."""
+    """Prefixes error messages with a place."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -185,23 +174,21 @@ def _table(site: str, noise: Any) -> dict[str, Any]:
     """The kind of a noise and its options, as plain data."""
     with _within(f"Site `{site}`"):
         if type(noise) not in NAMES:
-            raise TypeError(f"no kind of rdrop's, got {type(noise).__name__}.")
-        only = len(KINDS[site]) == 1
-        kind = {} if only else {"kind": NAMES[type(noise)]}
-        return kind | {name: _plain(name, value) for name, value in _used(noise)}
-
-
-def _used(noise) -> Iterator[tuple[str, Any]]:
-    """Options and their values, without those that are left out when unused."""
-    unused = {"drift": None, "units": "each"}
-    for field in dataclasses.fields(noise):
-        value = getattr(noise, field.name)
-        if field.name not in unused or value is not unused[field.name]:
-            yield field.name, value
+            raise TypeError(
+                f"the noise must be a kind of rdrop, got {type(noise).__name__}."
+            )
+        table = {} if len(SITES[site].kinds) == 1 else {"kind": NAMES[type(noise)]}
+        for field in dataclasses.fields(noise):
+            value = getattr(noise, field.name)
+            if (field.name, value) != ("units", "each"):
+                table[field.name] = _plain(field.name, value)
+        return table
 
 
 def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, Schedule):
+    if isinstance(value, Drift):
+        return {"drift": _plain("drift", value.probability)}
+    if isinstance(value, ScheduledRate):
         raise ValueError(
             f"`{name}` is a schedule; resolve it with `dropout.at(step)` first."
         )
@@ -233,42 +220,42 @@ def _dropout(table: Mapping[str, Any]) -> Dropout:
 
 
 def _noise(site: str, table: Any) -> Any:
-    if site not in KINDS:
-        raise ValueError(f"There is no site `{site}`; there are {', '.join(KINDS)}.")
+    if site not in SITES:
+        raise ValueError(f"unknown site {site!r}; expected one of {', '.join(SITES)}.")
     with _within(f"Site `{site}`"):
         _check_table("the noise", table)
-        name = table.get("kind", USUAL.get(site, "bernoulli"))
-        if name not in list(NAMED):
-            raise ValueError(f"`kind` must be one of {', '.join(NAMED)}, got {name!r}.")
-        return NAMED[name](**_options(name, table))
+        name = table.get("kind", SITES[site].kinds[0])
+        if name not in list(KINDS_BY_NAME):
+            names = ", ".join(KINDS_BY_NAME)
+            raise ValueError(f"`kind` must be one of {names}, got {name!r}.")
+        return KINDS_BY_NAME[name](**_options(name, table))
 
 
 def _options(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {field.name: field for field in dataclasses.fields(NAMED[kind])}
+    names = [field.name for field in dataclasses.fields(KINDS_BY_NAME[kind])]
     options = {name: value for name, value in table.items() if name != "kind"}
-    if unknown := [name for name in options if name not in fields]:
-        raise ValueError(
-            f'kind "{kind}" has no option `{unknown[0]}`; it has {", ".join(fields)}.'
-        )
+    for name in options:
+        if name not in names:
+            raise ValueError(
+                f'unknown option `{name}` of kind "{kind}"; expected one of '
+                f"{', '.join(names)}."
+            )
     if "rate" not in options:
         raise ValueError("`rate` is missing.")
-    return {
-        name: _leaf(name, value)
-        if fields[name].metadata.get("pytree_node", True)
-        else value
-        for name, value in options.items()
-    }
+    return {name: _value(name, value) for name, value in options.items()}
 
 
-def _leaf(name: str, value: Any) -> Any:
-    """A number as it is, nested lists as a float32 array."""
-    if type(value) in (int, float):
+def _value(name: str, value: Any) -> Any:
+    """A word or a number as it is, nested lists as a float32 array, a drift."""
+    if isinstance(value, str) or type(value) in (int, float):
         return value
-    with contextlib.suppress(ValueError):  # of lists of unequal lengths
+    if name == "per" and isinstance(value, Mapping) and set(value) == {"drift"}:
+        return Drift(_value("drift", value["drift"]))
+    with contextlib.suppress(ValueError):  # raised for lists of unequal lengths
         array = np.asarray(value)
         if isinstance(value, list) and array.dtype.kind in "iuf":
             return array.astype(np.float32)
     raise TypeError(
-        f"`{name}` must be a number, or lists of numbers as an array has them, got "
-        f"{value!r}."
+        f"`{name}` must be a word, a number, or lists of numbers that form an array, "
+        f"got {value!r}."
     )

@@ -201,7 +201,7 @@ def test_keys_that_flax_would_keep_back_are_asked_for(xs):
     [
         Dropout(update=Bernoulli(0.5, per="step")),
         Dropout(hidden_state=Zoneout(0.1)),
-        Dropout(recurrent=Bernoulli(0.5, per="step", drift=0.5)),
+        Dropout(recurrent=Bernoulli(0.5, per=rdrop.Drift(0.5))),
     ],
 )
 def test_noise_that_must_know_the_step_is_refused_in_flaxs_rnn(xs, dropout):

@@ -19,7 +19,7 @@ PAGES = {
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 OPTIONAL = ("h5py", "keras", "matplotlib", "optax", "orbax", "safetensors", "torch")
-QUICK = ("docs/index.md", "docs/question.md", "docs/howto/saving.md")
+QUICK = ("docs/question.md",)  # the README states as quickly what others show
 SNIPPET = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
 
 

@@ -20,11 +20,15 @@ from experiments import axes, results
 from experiments.__main__ import main
 from experiments.results import StorageError, Store
 
+# Processes compile fast and run slowly; they are compared with each other only.
+FAST = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 SMALL = [
     "--seeds",
     "1",
     "--model.units",
     "4",
+    "--model.cell",
+    "simple",
     "--train.epochs",
     "4",
     "--train.evaluate-every",
@@ -46,11 +50,25 @@ def ablate(pytestconfig):
         return subprocess.run(
             command(config, *arguments),
             cwd=pytestconfig.rootpath,
+            env=FAST,
             capture_output=True,
             text=True,
             check=False,
             **options,
         )
+
+    return run
+
+
+@pytest.fixture
+def ablate_here(pytestconfig, capsys):
+    """Runs the command in this process; returns its exit status and its texts."""
+
+    def run(*arguments, config="configs/vowels_plane.toml"):
+        path = str(pytestconfig.rootpath / config)
+        with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+            status = main(["ablate", path, *arguments])
+        return status, *capsys.readouterr()
 
     return run
 
@@ -120,13 +138,13 @@ def test_run_json_says_what_it_took(finished):
     assert program["megabytes"] > 0
 
 
-def test_the_same_command_finds_it_finished(finished, ablate):
+def test_the_same_command_finds_it_finished(finished, ablate_here):
     out, _ = finished
     before = (out / "results.jsonl").read_bytes()
-    done = ablate(*SMALL, "--out", str(out))
-    assert done.returncode == 0
-    assert "Chosen on validation data" in done.stdout
-    assert "epoch" not in done.stdout
+    status, stdout, _ = ablate_here(*SMALL, "--out", str(out))
+    assert status == 0
+    assert "Chosen on validation data" in stdout
+    assert "epoch" not in stdout
     assert (out / "results.jsonl").read_bytes() == before
 
 
@@ -142,11 +160,11 @@ def test_its_own_config_runs_again_to_the_same_bits(finished, ablate, tmp_path):
     ).read_bytes()
 
 
-def test_another_config_is_refused_with_the_difference(finished, ablate):
+def test_another_config_is_refused_with_the_difference(finished, ablate_here):
     out, _ = finished
-    done = ablate(*SMALL, "--train.epochs", "6", "--out", str(out))
-    assert done.returncode == 2
-    assert done.stderr == (
+    status, _, stderr = ablate_here(*SMALL, "--train.epochs", "6", "--out", str(out))
+    assert status == 2
+    assert stderr == (
         f"error: {out}: is a run of another config (train.epochs: 4 there, 6 here); "
         "name another by --out.\n"
     )
@@ -177,11 +195,11 @@ def test_other_data_is_refused(ablate, tmp_path):
     )
 
 
-def test_a_folder_of_something_else_is_refused(ablate, tmp_path):
+def test_a_folder_of_something_else_is_refused(ablate_here, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    done = ablate(*SMALL, "--out", str(tmp_path))
-    assert done.returncode == 2
-    assert "not empty, and no run; name another by --out." in done.stderr
+    status, _, stderr = ablate_here(*SMALL, "--out", str(tmp_path))
+    assert status == 2
+    assert "not empty, and no run; name another by --out." in stderr
 
 
 @pytest.mark.slow
@@ -211,6 +229,7 @@ def replay(folder, number):
     return subprocess.run(
         [sys.executable, "-m", "experiments", "replay", line],
         cwd=Path(__file__).parents[2],
+        env=FAST,
         capture_output=True,
         text=True,
         check=False,
@@ -230,6 +249,7 @@ def test_a_signal_keeps_what_was_done_and_the_command_goes_on(
     process = subprocess.Popen(
         command("configs/vowels_plane.toml", *arguments),
         cwd=pytestconfig.rootpath,
+        env=FAST,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -293,6 +313,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(
         process = subprocess.Popen(
             command("configs/vowels_plane.toml", *LONGER, "--out", str(out)),
             cwd=pytestconfig.rootpath,
+            env=FAST,
             stdout=subprocess.DEVNULL,
         )
         time.sleep(moments.uniform(0.3, 0.9) * seconds)
@@ -356,16 +377,14 @@ def test_lines_of_an_earlier_command_stay_beside_new_ones(tmp_path, file):
 
 @pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_not_begun(
-    capsys, pytestconfig, tmp_path, monkeypatch
+    ablate_here, tmp_path, monkeypatch
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    config = str(pytestconfig.rootpath / "configs" / "vowels_plane.toml")
     out = tmp_path / "run"
     arguments = [*SMALL, "--train.checkpoint-every", "2", "--out", str(out)]
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        assert main(["ablate", config, *arguments]) == 1
-    error = capsys.readouterr().err
+    status, _, error = ablate_here(*arguments)
+    assert status == 1
     assert re.fullmatch(
         r"error: .*/checkpoints/0-0: a checkpoint cannot be written or read: No space "
         r"left on device; needs 1\.\d MB, 0\.0 MB are free\. What was stored before is "
@@ -375,12 +394,11 @@ def test_a_checkpoint_that_does_not_fit_is_not_begun(
     assert [line["epochs"] for line in lines(out)] == [2] * 4
 
 
-def test_a_folder_that_cannot_be_made_is_named(capsys, pytestconfig, tmp_path):
+def test_a_folder_that_cannot_be_made_is_named(ablate_here, tmp_path):
     (tmp_path / "file").write_text("")
-    config = str(pytestconfig.rootpath / "configs" / "vowels_plane.toml")
     out = str(tmp_path / "file" / "run")
-    assert main(["ablate", config, *SMALL, "--out", out]) == 2
-    error = capsys.readouterr().err
+    status, _, error = ablate_here(*SMALL, "--out", out)
+    assert status == 2
     assert error == f"error: {out}: cannot be written: Not a directory.\n"
 
 
@@ -427,6 +445,7 @@ def test_two_processes_give_the_lanes_of_one(
                 *f"--processes 2 --process {number}".split(),
             ),
             cwd=pytestconfig.rootpath,
+            env=FAST,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -5,15 +5,11 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from helpers import assert_frequency
 
 from experiments.report import statistics
 
 RUNS = 4000
-
-
-def assert_frequency(count, trials, probability, sigmas=5.0):
-    sd = math.sqrt(trials * probability * (1 - probability))
-    assert abs(count - trials * probability) <= sigmas * sd
 
 
 def with_effect(effect):

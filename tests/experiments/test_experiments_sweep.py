@@ -17,7 +17,7 @@ from experiments.tasks import find
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 SMALL = {
     "seeds": 2,
-    "model": {"units": 4},
+    "model": {"units": 4, "cell": "simple"},
     "dropout": {"inputs": {"rate": [0.0, 0.5]}, "recurrent": {"rate": [0.0, 0.5]}},
     "train": {"epochs": 2, "evaluate_every": 1},
 }
@@ -174,7 +174,7 @@ import json, sys
 import jax
 import numpy as np
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/experiments")
 from experiments.devices import make_mesh
 from test_experiments_sweep import compiled, masks, trained
 drawn = masks(make_mesh(1, int(sys.argv[2])))

@@ -3,15 +3,18 @@
 import re
 import zipfile
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import axes, tasks
+import rdrop
+from experiments import axes, second_pass, tasks
 from experiments.config import ConfigError
 from experiments.config import Task as Options
 from experiments.data.convert_japanese_vowels import read_ts
+from experiments.network import Network
 from experiments.task import Batch
 from experiments.tasks import characters, classify, japanese_vowels, label, regress
 
@@ -286,7 +289,8 @@ def test_score_of_label_counts_valid_steps_only(rng):
     targets = rng.integers(0, 3, size=(3, 4)).astype(np.int32)
     lengths = np.array([4, 1, 2], np.int32)
     batch = Batch(np.zeros((3, 4, 2)), lengths, targets)
-    values, weight = label.score(jnp.asarray(logits), batch)
+    score = jax.jit(label.score)
+    values, weight = score(logits, batch)
     for n, length in enumerate(lengths):
         log_p = log_softmax(logits[n])
         nll = [-log_p[t, targets[n, t]] for t in range(length)]
@@ -298,15 +302,54 @@ def test_score_of_label_counts_valid_steps_only(rng):
     padding = np.arange(4) >= lengths[:, None]
     other = batch._replace(targets=np.where(padding, np.int32(1), targets))
     changed = np.where(padding[..., None], np.nan, logits)
-    again, _ = label.score(jnp.asarray(changed), other)
+    again, _ = score(changed, other)
     jax.tree.map(np.testing.assert_array_equal, values, again)
+
+
+NARROW = (np.int8, np.uint8, np.int32)
+
+
+def test_narrow_lengths_count_more_steps_than_their_type(rng):
+    """In the score of label, in the weights of a second pass, and at the last step."""
+    logits = np.float32(rng.normal(size=(2, 300, 3)))
+    targets, lengths = rng.integers(0, 3, (2, 300)), [100, 50]
+    network = Network(rdrop.SimpleCell, 2, 1, 1, "last")
+    shapes = jax.eval_shape(network.init, jax.random.key(0), logits, np.array(lengths))
+    params = jax.tree.map(lambda s: jnp.full(s.shape, 0.3, s.dtype), shapes)
+
+    @jax.jit
+    def run(logits, targets, many):
+        found = []
+        for each in many:
+            batch = Batch(logits, each, targets)
+            score = label.score(logits, batch)
+            weights = second_pass.weights(logits, score, batch)
+            found.append((score, weights, network.apply(params, logits, each)))
+        return found
+
+    with jax.numpy_dtype_promotion("standard"):
+        found = run(logits, targets, [np.array(lengths, d) for d in NARROW])
+    log_p = np.take_along_axis(log_softmax(logits), targets[..., None], 2)[..., 0]
+    nll = [-row[:length].mean() for row, length in zip(log_p, lengths, strict=True)]
+    for (values, weight), weights, _ in found:
+        np.testing.assert_allclose(values["nll"], nll, rtol=1e-5)
+        assert weight.tolist() == weights.sum(axis=1).tolist() == lengths
+    chex.assert_trees_all_close(*(last for _, _, last in found))
+
+
+def test_narrow_classes_are_more_than_their_type_counts():
+    """300 classes, of which the last is answered; in eight bits it would be 43."""
+    logits = jnp.asarray(np.eye(300)[299:])
+    for dtype in NARROW:
+        batch = Batch(logits, np.ones(1, np.int32), np.array([43], dtype))
+        assert classify.score(logits, batch).values["accuracy"] == 0
 
 
 def test_score_of_regress_is_in_variances_and_in_units_of_the_file(rng, save):
     y = rng.normal(size=(10, 2)) * np.array([100.0, 0.1]) + 7
     train = regress.load(save(whole(y=y), test=0.1)).train
     scale = train.targets[:, 1]
-    values, weight = regress.score(jnp.zeros((9, 2), jnp.float32), train)
+    values, weight = jax.jit(regress.score)(np.zeros((9, 2), np.float32), train)
     np.testing.assert_allclose(values["mse"].mean(), 1, rtol=1e-5)
     error = np.abs(train.targets[:, 0]) * scale
     np.testing.assert_allclose(values["mae"], error.mean(axis=1), rtol=1e-6)
@@ -326,11 +369,13 @@ def test_scores_keep_the_dtype_of_the_outputs(dtype):
     lengths = np.full(2, 3, np.int32)
     one = Batch(np.zeros((2, 3, 1)), lengths, np.zeros(2, np.int32))
     each = one._replace(targets=np.zeros((2, 3), np.int32))
-    for score in (
-        classify.score(jnp.zeros((2, 4), dtype), one),
-        label.score(jnp.zeros((2, 3, 4), dtype), each),
-    ):
-        assert {leaf.dtype for leaf in jax.tree.leaves(score)} == {jnp.dtype(dtype)}
+    scores = jax.eval_shape(
+        lambda: (
+            classify.score(jnp.zeros((2, 4), dtype), one),
+            label.score(jnp.zeros((2, 3, 4), dtype), each),
+        )
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(scores)} == {jnp.dtype(dtype)}
 
 
 # Characters

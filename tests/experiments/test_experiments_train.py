@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +15,16 @@ from experiments.network import dropout_of
 from experiments.splits import split
 from experiments.sweep import make_lanes
 from experiments.tasks import find
-from experiments.train import NEVER, evaluate, make_train, make_training
+from experiments.train import NEVER, evaluate, make_train, make_training, take
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 SMALL = {
     "seeds": 1,
-    "model": {"units": 4},
+    "model": {"units": 4, "cell": "simple"},
     "train": {"epochs": 2, "evaluate_every": 1},
 }
+NO_NOISE = rdrop.Dropout()
+LSTM = {"model.cell": "lstm"}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,14 @@ def data():
 def on_device(data):
     splits = {name: getattr(data, name) for name in ("train", "test", "valid")}
     return data._replace(**jax.tree.map(jnp.asarray, splits))
+
+
+@pytest.fixture(scope="module")
+def lstm(data):
+    """The parameters of an LSTM."""
+    found = configs(**LSTM)
+    lane = first_lane(make_lanes(found, data))
+    return make_train(found[0], find("japanese_vowels"), data).init(lane).full.params
 
 
 def configs(**changes):
@@ -49,8 +60,9 @@ def trained(data, task="japanese_vowels", evaluations=1, **changes):
     lane = first_lane(make_lanes(found, data))
     functions = make_train(found[0], find(task), data)
     models = functions.init(lane)
+    advance = jax.jit(functions.advance)
     for _ in range(evaluations):
-        models, metrics = jax.jit(functions.advance)(models, lane)
+        models, metrics = advance(models, lane)
     return models, metrics, lane
 
 
@@ -78,9 +90,19 @@ def test_test_sequences_are_not_trained_on_or_chosen_by(data):
     assert first["test_nll"] != second["test_nll"]
 
 
-def test_a_validation_split_of_the_task_makes_one_model_do(data):
-    given = data._replace(valid=data.test)
-    models, metrics, lane = trained(given)
+@pytest.mark.parametrize("start", [0.1, pytest.param(0.6, marks=pytest.mark.slow)])
+def test_a_rate_is_learned_and_a_validation_split_makes_one_model_do(data, start):
+    """The rate moves from where it starts; the split is one that the task gives."""
+    learn = {
+        "dropout.inputs.kind": "concrete",
+        "dropout.inputs.rate": start,
+        "dropout.inputs.learn": True,
+        "train.learning_rate": 1e-2,
+    }
+    models, metrics, lane = trained(data._replace(valid=data.test), **learn)
+    rate = jax.nn.sigmoid(models.full.params["rates"]["inputs"])
+    assert metrics["rate_inputs"] == rate
+    assert 0.001 < abs(rate - start) < 0.1
     assert models.held_out is None
     assert lane.fit is None
     assert metrics["valid_nll"] == metrics["test_nll"]
@@ -104,40 +126,48 @@ def test_a_share_of_each_stratum_is_held_out(data, strata):
         ({"dropout.method": "zoneout", "dropout.rate": 0.5}, "mix"),
     ],
 )
-def test_evaluation_is_in_expectation_over_the_noise(data, dropout, factor):
+def test_evaluation_is_in_expectation_over_the_noise(data, lstm, dropout, factor):
     """Inverted noise vanishes; a factor, or the mix of zoneout, stays."""
-    found = configs(**dropout)
+    found = configs(**LSTM, **dropout)
     task = find("japanese_vowels")
     lane = first_lane(make_lanes(found, data))
-    models = make_train(found[0], task, data).init(lane)
-    network = models.full.params["network"]
-    cell = rdrop.LSTMCell(4)
-    xs, lengths = data.test.inputs, data.test.lengths
-    noise = {None: None, 0.5: lane.dropout, "mix": lane.dropout}[factor]
-    params = {"params": network["params"]["LSTMCell_0"]}
-    _, ys = rdrop.RNN(cell).apply(params, xs, noise, lengths=lengths)
-    readout = network["params"]["readout"]
-    logits = (
-        ys[jnp.arange(len(ys)), lengths - 1] @ readout["kernel"] + readout["bias"][None]
-    )
-    expected = task.score(logits, data.test).values["nll"].mean()
     training = make_training(found[0], task, data)
-    actual = evaluate(training, models.full.params, lane.dropout, data.test)["nll"]
+    few = take(data.test, slice(20))
+
+    def by_hand(params):
+        noise = {None: None, 0.5: lane.dropout, "mix": lane.dropout}[factor]
+        lstm, readout = params["LSTMCell_0"], params["readout"]
+        _, ys = rdrop.RNN(rdrop.LSTMCell(4)).apply(
+            {"params": lstm}, few.inputs, noise, lengths=few.lengths
+        )
+        last = ys[jnp.arange(len(ys)), few.lengths - 1]
+        logits = last @ readout["kernel"] + readout["bias"][None]
+        return task.score(logits, few).values["nll"].mean()
+
+    @jax.jit
+    def run(params):
+        actual, plain = (
+            evaluate(training, params, noise, few)["nll"]
+            for noise in (lane.dropout, NO_NOISE)
+        )
+        return by_hand(params["network"]["params"]), actual, plain
+
+    expected, actual, plain = run(lstm)
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
-    plain = evaluate(training, models.full.params, rdrop.Dropout(), data.test)["nll"]
     assert (actual == plain) == (factor is None)
 
 
-def test_many_sequences_are_evaluated_in_parts_to_the_same_figures(data, monkeypatch):
-    found, task = configs(), find("japanese_vowels")
-    lane = first_lane(make_lanes(found, data))
-    training = make_training(found[0], task, data)
-    params = make_train(found[0], task, data).init(lane).full.params
-    whole = evaluate(training, params, lane.dropout, data.test)
-    monkeypatch.setattr("experiments.train.EVALUATED_AT_ONCE", 100)
-    parts = evaluate(training, params, lane.dropout, data.test)
-    for name, value in whole.items():
-        np.testing.assert_allclose(parts[name], value, rtol=1e-5)
+def test_many_sequences_are_evaluated_in_parts_to_the_same_figures(
+    data, lstm, monkeypatch
+):
+    training = make_training(configs(**LSTM)[0], find("japanese_vowels"), data)
+    few = take(data.test, slice(50))
+    figures = []
+    for most in (100, 20):
+        monkeypatch.setattr("experiments.train.EVALUATED_AT_ONCE", most)
+        judge = jax.jit(lambda params: evaluate(training, params, NO_NOISE, few))
+        figures.append(judge(lstm))
+    chex.assert_trees_all_close(*figures, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -174,20 +204,6 @@ def test_weight_decay_shrinks_the_network_and_not_the_learned_rates(data):
     np.testing.assert_allclose(logits[0], logits[1], atol=0.1)
 
 
-@pytest.mark.parametrize("start", [0.1, pytest.param(0.6, marks=pytest.mark.slow)])
-def test_a_rate_is_learned_from_where_it_starts(data, start):
-    learn = {
-        "dropout.inputs.kind": "concrete",
-        "dropout.inputs.rate": start,
-        "dropout.inputs.learn": True,
-        "train.learning_rate": 1e-2,
-    }
-    models, metrics, _ = trained(data, **learn)
-    rate = jax.nn.sigmoid(models.full.params["rates"]["inputs"])
-    assert metrics["rate_inputs"] == rate
-    assert 0.001 < abs(rate - start) < 0.1
-
-
 def test_the_price_of_a_rate_is_that_of_the_authors(data):
     """l^2 / 2N times the squares over 1 - p, and K / N times the negative entropy."""
     learn = {
@@ -204,7 +220,7 @@ def test_the_price_of_a_rate_is_that_of_the_authors(data):
     p, count = 0.3, 270
     kernels = [
         params["network"]["params"][name]["kernel"]
-        for name in ("LSTMCell_1", "readout")
+        for name in ("SimpleCell_1", "readout")
     ]
     entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
     expected = sum(

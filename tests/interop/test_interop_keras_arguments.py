@@ -1,48 +1,51 @@
-"""What Keras' arguments become runs, and gives what Keras gives."""
+"""Translated arguments of Keras run, and give the outputs of Keras."""
 
-import functools
+import ast
 import inspect
-import os
+import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interop_cases import ZEROS, compiled, randomise
 
 import rdrop
 from rdrop import presets
 from rdrop.interop import from_keras, masks_to_keras, translate_keras
-from rdrop.interop.keras_notes import ARGUMENTS
+from rdrop.interop.keras_arguments import LAYERS, VERSIONS, _rows
 
-os.environ["KERAS_BACKEND"] = "jax"  # read when keras is imported
 keras = pytest.importorskip("keras")
+L = keras.layers
 pytestmark = [
     pytest.mark.usefixtures("as_users_run_it"),
     pytest.mark.filterwarnings("ignore:__array__ implementation"),  # of get_weights
 ]
 
-BATCH, TIME, FEATURES, UNITS = 4, 7, 3, 2
+BATCH, TIME, FEATURES, UNITS = 4, 3, 3, 2
+SEQUENCES = {"return_sequences": True}
 CASES = {
     "last output": ("LSTM", {"dropout": 0.3}),
     "last output backwards": ("LSTM", {"dropout": 0.3, "go_backwards": True}),
-    "recurrent": ("LSTM", {"recurrent_dropout": 0.4, "return_sequences": True}),
+    "recurrent": ("LSTM", {"recurrent_dropout": 0.4} | SEQUENCES),
     "all outputs": (
         "LSTM",
         {
             "dropout": 0.3,
             "recurrent_dropout": 0.4,
-            "return_sequences": True,
             "return_state": True,
             "go_backwards": True,
-        },
+        }
+        | SEQUENCES,
     ),
-    "a mask a gate": (
+    "a mask per gate": (
         "LSTM",
         {"dropout": 0.3, "implementation": 1, "use_cudnn": False},
     ),
     "no bias": ("LSTM", {"recurrent_dropout": 0.4, "use_bias": False}),
     "half precision": ("LSTM", {"dropout": 0.3, "dtype": "mixed_bfloat16"}),
-    "gru": ("GRU", {"dropout": 0.3, "return_state": True, "unroll": False}),
+    "gru": ("GRU", {"dropout": 0.3, "return_state": True}),
     "reset before": (
         "GRU",
         {"reset_after": False, "dropout": 0.3, "recurrent_dropout": 0.4},
@@ -51,23 +54,19 @@ CASES = {
         "SimpleRNN",
         {"dropout": 0.3, "recurrent_dropout": 0.4, "go_backwards": True},
     ),
-    "no noise": ("SimpleRNN", {"return_sequences": True}),
+    "no noise": ("SimpleRNN", SEQUENCES),
 }
-QUICK = ("recurrent", "gru")
-each_case = pytest.mark.parametrize(
-    ("kind", "arguments"),
-    [
-        pytest.param(*case, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
-        for name, case in CASES.items()
-    ],
-)
+BOTH_WAYS = {
+    "last output": ("LSTM", {"dropout": 0.3}),
+    "all outputs": ("LSTM", {"dropout": 0.3, "return_state": True} | SEQUENCES),
+    "states": ("GRU", {"recurrent_dropout": 0.4, "return_state": True}),
+}
+each_case = pytest.mark.parametrize(("kind", "arguments"), CASES.values(), ids=CASES)
 
 
-@pytest.fixture(autouse=True)
-def lenient():
-    """Lets Keras promote ranks as it is used to."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
+def quick(name, case, names):
+    slow = [] if name in names else [pytest.mark.slow]
+    return pytest.param(*case, id=name, marks=slow)
 
 
 @pytest.fixture
@@ -75,74 +74,148 @@ def xs(rng):
     return jnp.asarray(rng.normal(size=(BATCH, TIME, FEATURES)), jnp.float32)
 
 
-def build(kind, arguments, **options):
-    layer = getattr(keras.layers, kind)(UNITS, **arguments, **options)
+def build(kind, arguments, both=False):
+    layer = getattr(L, kind)(UNITS, **ZEROS, **arguments)
+    layer = L.Bidirectional(layer) if both else layer
     layer.build((BATCH, TIME, FEATURES))
     return layer
 
 
-@functools.cache
-def execute(code):
+def random(rng, layer):
+    randomise(rng, [layer])
+    return layer
+
+
+def defined(translation):
+    """The module, the dropout and the function of the code, which is not run."""
     names: dict = {}
-    exec(code, names)
+    exec(translation.code.split("\nxs = ")[0], names)
+    assert names["rnn"] == translation.module
+    assert names["dropout"] == translation.dropout
     return names
 
 
-def run(translation):
-    """The names that its code leaves behind."""
-    return execute(translation.code)
+def draw(dropout, cell, **place):
+    keys = rdrop.stream_keys(jax.random.key(0)).replace(**place)
+    dropout = rdrop.Dropout() if dropout is None else dropout
+    return rdrop.draw(dropout, keys, cell.sites(FEATURES), BATCH)
 
 
-def draw(translation):
-    keys = rdrop.stream_keys(jax.random.key(0))
-    sites = translation.module.cell.sites(FEATURES)
-    return rdrop.draw(translation.dropout, keys, sites, BATCH)
+def assert_close(actual, expected, tolerance=2e-6):
+    actual, expected = (
+        [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(tree)]
+        for tree in (actual, expected)
+    )
+    chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def assert_same(actual, expected, tolerance=2e-6):
-    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        a, b = (np.asarray(part, np.float32) for part in (a, b))
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+def assert_is_the_layer(layer, translation, xs, masks, tolerance=2e-6):
+    """With masks that rdrop drew, and without noise, in one program."""
+    ours, ported = defined(translation)["layer"], from_keras(layer)
+    assert ported.dropout == translation.dropout
+    if tolerance == 2e-6:  # the compute dtype is not ported
+        assert ported.module == translation.module
 
+    @compiled
+    def run(xs):
+        outputs = []
+        for training in (True, False):
+            masks_to_keras(masks, layer)
+            theirs = layer(xs, training=training)
+            outputs.append(
+                (ours(ported.params, xs, masks if training else None), theirs)
+            )
+        return outputs
 
-@each_case
-def test_code_is_the_layer_of_keras(xs, kind, arguments):
-    """With the same masks, those that its own dropout draws, and without."""
-    layer = build(kind, {"unroll": True} | arguments)
-    translation = translate_keras(kind, UNITS, **arguments)
-    ours, (_, params) = run(translation), from_keras(layer)
-    assert jax.tree.map(jnp.shape, ours["params"]) == jax.tree.map(jnp.shape, params)
-    tolerance = 1e-2 if "dtype" in arguments else 2e-6
-    masks = draw(translation)
-    masks_to_keras(masks, layer)
-    noisy = layer(xs, training=True)
-    assert_same(ours["layer"](params, xs, masks), noisy, tolerance)
-    assert_same(ours["layer"](params, xs), layer(xs), tolerance)
-    if any(layer.get_config()[name] for name in ("dropout", "recurrent_dropout")):
-        first = [np.asarray(jax.tree.leaves(each)[0]) for each in (noisy, layer(xs))]
+    noisy, clean = run(xs)
+    assert_close(*noisy, tolerance)
+    assert_close(*clean, tolerance)
+    if translation.dropout is not None:
+        first = [np.asarray(jax.tree.leaves(each)[0]) for each in (noisy, clean)]
         assert np.abs(first[0] - first[1]).max() > 0.005
 
 
-@each_case
-def test_code_is_module_and_dropout(kind, arguments):
+@pytest.mark.parametrize(
+    ("kind", "arguments"), [quick(n, c, ["all outputs"]) for n, c in CASES.items()]
+)
+def test_code_is_the_layer_of_keras(rng, xs, kind, arguments):
+    layer = random(rng, build(kind, arguments))
     translation = translate_keras(kind, UNITS, **arguments)
-    ours = run(translation)
-    assert ours["rnn"] == translation.module
-    assert ours["dropout"] == translation.dropout
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(ours["evaluated"])]
-    assert shapes == [jnp.shape(leaf) for leaf in jax.tree.leaves(ours["trained"])]
+    tolerance = 1e-2 if "dtype" in arguments else 2e-6
+    masks = draw(translation.dropout, translation.module.cell)
+    assert_is_the_layer(layer, translation, xs, masks, tolerance)
 
 
-@pytest.mark.parametrize(("kind", "arguments"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("kind", "arguments"), [quick(n, c, ["states"]) for n, c in BOTH_WAYS.items()]
+)
+def test_code_is_the_bidirectional_layer_of_keras(rng, xs, kind, arguments):
+    layer = random(rng, build(kind, arguments, both=True))
+    translation = translate_keras(layer)
+    cell = translation.module.forward
+    masks = tuple(
+        draw(translation.dropout, cell, direction=way)
+        for way in ("forward", "backward")
+    )
+    assert_is_the_layer(layer, translation, xs, masks)
+
+
+def test_directions_that_differ_have_a_pair_of_dropouts():
+    backward = L.LSTM(UNITS, dropout=0.4, go_backwards=True, unit_forget_bias=False)
+    layer = L.Bidirectional(L.LSTM(UNITS), backward_layer=backward)
+    translation = translate_keras(layer)
+    assert translation.dropout == (None, presets.keras(0.4))
+    assert "backward_layer.dropout" in translation.notes
+    assert '["backward"]["bias"] = jnp' in translation.code
+    assert '["forward"]' not in translation.code
+    assert defined(translation)
+    assert translate_keras(layer, dropout=0.1).dropout == presets.keras(0.1)
+
+
+def test_directions_may_have_different_cells():
+    backward = L.GRU(UNITS, return_state=True, go_backwards=True)
+    layer = L.Bidirectional(L.LSTM(UNITS, return_state=True), backward_layer=backward)
+    translation = translate_keras(layer)
+    assert "((c, h), h_back), ys = " in translation.code
+    assert "axis=-1), h, c, h_back)" in translation.code
+    assert defined(translation)
+
+
+@pytest.mark.parametrize(
+    "translation",
+    [
+        *(
+            lambda c=case: translate_keras(c[0], UNITS, **c[1])
+            for case in CASES.values()
+        ),
+        lambda: translate_keras(build("LSTM", {"use_bias": False}, both=True)),
+        lambda: translate_keras(build("GRU", {"stateful": True}, both=True)),
+    ],
+)
+def test_code_runs_by_itself(translation):
+    """Traced, not compiled."""
+    code = translation().code
+
+    def run():
+        names: dict = {}
+        exec(code, names)
+        return names["trained"], names["evaluated"]
+
+    trained, evaluated = jax.eval_shape(run)
+    chex.assert_trees_all_equal_shapes_and_dtypes(trained, evaluated)
+
+
+@each_case
 def test_a_live_layer_is_its_arguments(kind, arguments):
-    layer = getattr(keras.layers, kind)(UNITS, **arguments)
+    layer = getattr(L, kind)(UNITS, **arguments)
     live, written = translate_keras(layer), translate_keras(kind, UNITS, **arguments)
     assert live[:3] == written[:3]
-    assert set(written.notes) <= set(live.notes)
+    assert {n for n in written.notes if arguments.get(n)} <= set(live.notes)
+    assert defined(live)
 
 
-def test_arguments_are_over_those_of_a_live_layer():
-    layer = keras.layers.LSTM(UNITS, dropout=0.3, seed=3)
+def test_arguments_override_those_of_a_live_layer():
+    layer = L.LSTM(UNITS, dropout=0.3, seed=3)
     translation = translate_keras(layer, 9, dropout=0.5)
     assert translation.module.cell.units == 9
     assert translation.dropout == presets.keras(0.5)
@@ -151,19 +224,18 @@ def test_arguments_are_over_those_of_a_live_layer():
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
 def test_every_argument_of_keras_is_known(kind):
-    """Those of the layer, of `RNN` and of `Layer`; with the same defaults."""
-    own, base = getattr(keras.layers, kind), keras.layers.RNN
+    """The arguments of the layer, of `RNN` and of `Layer`, at their defaults."""
     parameters: dict = {}
-    for owner in (keras.layers.Layer, base, own):
-        parameters |= inspect.signature(owner).parameters
-    for name in set(parameters) - {"args", "kwargs", "cell"}:
-        entry = ARGUMENTS[name]
-        assert kind in entry.layers
-        assert 3 in entry.versions
+    for owner in (L.Layer, L.RNN, getattr(L, kind)):
+        parameters |= inspect.signature(owner.__init__).parameters
+    plain = translate_keras(kind, UNITS)
+    for name in set(parameters) - {"self", "args", "kwargs", "cell", "units"}:
         default = parameters[name].default
-        assert default is inspect.Parameter.empty or default == entry.default
-        if name != "units":
-            assert name in translate_keras(kind, UNITS, **{name: default}).notes
+        if default is not inspect.Parameter.empty:
+            translation = translate_keras(kind, UNITS, **{name: default})
+            assert name in translation.notes
+            assert translation[:3] == plain[:3]
+    assert {*LAYERS, *VERSIONS} <= set(_rows())
 
 
 @pytest.mark.parametrize(
@@ -171,39 +243,47 @@ def test_every_argument_of_keras_is_known(kind):
     [{}, {"unit_forget_bias": False}, {"use_bias": False}],
 )
 def test_biases_start_as_those_of_keras(arguments):
-    _, params = from_keras(build("LSTM", arguments))
-    ours = run(translate_keras("LSTM", UNITS, **arguments))["params"]["params"]["bias"]
-    np.testing.assert_array_equal(ours, params["params"]["bias"])
+    """The line of the code that sets them, run on rdrop's first biases."""
+    _, params, _ = from_keras(build("LSTM", arguments))
+    code = translate_keras("LSTM", UNITS, **arguments).code
+    bias = jnp.zeros(4 * UNITS).at[UNITS : 2 * UNITS].set(1)
+    names = {"params": {"params": {"bias": bias}}, "jnp": jnp}
+    for line in re.findall(r"^params\[.*$", code, flags=re.M):
+        exec(line, names)
+    chex.assert_trees_all_equal(
+        names["params"]["params"]["bias"], params["params"]["bias"]
+    )
 
 
-def test_stateful_is_the_carry_handed_on(xs):
+@pytest.mark.slow
+def test_stateful_is_the_carry_carried_over(rng, xs):
     arguments = {"stateful": True, "recurrent_dropout": 0.4}
-    layer = build("LSTM", arguments)
+    layer = random(rng, build("LSTM", arguments))
     translation = translate_keras("LSTM", UNITS, **arguments)
-    ours, masks, carry = run(translation)["layer"], draw(translation), None
-    _, params = from_keras(layer)
+    masks = draw(translation.dropout, translation.module.cell)
+    ours, carry = defined(translation)["layer"], None
+    params = from_keras(layer).params
     for chunk in (xs, xs[:, ::-1]):
         masks_to_keras(masks, layer)
         y, carry = ours(params, chunk, masks, initial_carry=carry)
-        assert_same(y, layer(chunk, training=True))
+        assert_close(y, layer(chunk, training=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("sequences", [False, True])
-def test_padding_differs_as_its_note_says(xs, zero, sequences):
+def test_padding_differs_as_its_note_says(rng, xs, zero, sequences):
     arguments = {"return_sequences": sequences, "zero_output_for_mask": zero}
-    layer = build("GRU", arguments)
-    lengths = jnp.array([7, 3, 1, 5])
+    layer = random(rng, build("GRU", arguments))
+    lengths = jnp.array([3, 1, 2, 3])
     valid = jnp.arange(TIME)[None] < lengths[:, None]
     translation = translate_keras("GRU", UNITS, **arguments)
-    _, params = from_keras(layer)
-    ours = run(translation)["layer"](params, xs, lengths=lengths)
+    params = from_keras(layer).params
+    ours = defined(translation)["layer"](params, xs, lengths=lengths)
     theirs = layer(xs, mask=valid)
-    differs = bool(translation.notes.get("zero_output_for_mask", ("", "", ""))[2])
-    assert differs == (sequences != zero)
-    assert np.allclose(ours, theirs, atol=2e-6) != differs
+    assert np.allclose(ours, theirs, atol=2e-6) == (sequences == zero)
     if sequences:
-        assert_same(ours, theirs * valid[..., None])
+        assert_close(ours, theirs * valid[..., None])
 
 
 BOTH = {"dropout": 0.3, "recurrent_dropout": 0.4}
@@ -211,11 +291,11 @@ ONE = {"dropout": 0.3}
 
 
 @pytest.mark.parametrize(
-    ("kind", "keras_version", "arguments", "expected"),
+    ("kind", "version", "arguments", "expected"),
     [
         ("LSTM", 3, BOTH, presets.keras(0.3, 0.4)),
         ("LSTM", 3, ONE, presets.keras(0.3)),
-        ("LSTM", 3, {}, rdrop.Dropout()),
+        ("LSTM", 3, {}, None),
         ("LSTM", 3, ONE | {"implementation": 1}, presets.keras2(0.3, 0.0)),
         ("GRU", 3, ONE | {"unroll": True}, presets.keras(0.3)),
         ("SimpleRNN", 3, BOTH, presets.gal(0.3, 0.4)),
@@ -226,28 +306,32 @@ ONE = {"dropout": 0.3}
         ("LSTM", 2, ONE | {"unroll": True}, presets.keras(0.3)),
         ("LSTM", 2, ONE | {"use_bias": False}, presets.keras(0.3)),
         (
-            "LSTM",
-            2,
-            ONE | {"unroll": True, "implementation": 1},
+            "LSTM", 2, ONE | {"unroll": True, "implementation": 1},
             presets.keras2(0.3, 0.0),
         ),
         ("SimpleRNN", 2, ONE, presets.keras(0.3)),
         ("SimpleRNN", 2, BOTH, presets.gal(0.3, 0.4)),
     ],
-)
-def test_noise_is_that_of_the_version(kind, keras_version, arguments, expected):
-    translation = translate_keras(kind, UNITS, keras=keras_version, **arguments)
+)  # fmt: skip
+def test_noise_is_that_of_the_version(kind, version, arguments, expected):
+    translation = translate_keras(kind, UNITS, keras=version, **arguments)
     assert translation.dropout == expected
-    assert run(translation)["dropout"] == expected
+    assert defined(translation)
 
 
-def test_time_major_of_keras_2(xs):
-    options = {"time_major": True, "go_backwards": True, "return_sequences": True}
+def test_time_major_of_keras_2(rng, xs):
+    options = {"time_major": True, "go_backwards": True} | SEQUENCES
     translation = translate_keras("GRU", UNITS, keras=2, **options)
-    layer = build("GRU", {n: v for n, v in options.items() if n != "time_major"})
-    _, params = from_keras(layer)
-    ours = run(translation)["layer"](params, xs.swapaxes(0, 1))
-    assert_same(ours.swapaxes(0, 1), layer(xs))
+    assert translation.module.time_major
+    assert translation.module.reverse
+    ours = defined(translation)["layer"]
+    params, xs = from_keras(random(rng, build("GRU", {}))).params, xs.swapaxes(0, 1)
+
+    @compiled
+    def run(xs):
+        return ours(params, xs), translation.module.apply(params, xs)[1][::-1]
+
+    chex.assert_trees_all_equal(*run(xs))
 
 
 def test_the_account_has_each_argument():
@@ -258,18 +342,20 @@ def test_the_account_has_each_argument():
         "recurrent_initializer": "he_normal",
         "input_shape": (5, 3),
         "name": "first",
+        "trainable": False,
     }
-    account = str(translate_keras("LSTM", UNITS, **given))
-    code, table = account.split("\n\n|")
-    assert code + "\n" == translate_keras("LSTM", UNITS, **given).code
+    translation = translate_keras("LSTM", UNITS, **given)
+    code, table = str(translation).split("\n| argument |")
+    assert code == translation.code
+    assert ast.parse(code)
     for written in (
         "`units=2`",
         "`recurrent_dropout=0.5` | site `recurrent`",
         "`kernel_regularizer=l2(l2=0.1)` | a term of your loss",
-        "`recurrent_initializer=he_normal` | write it into `params` | rdrop's is",
+        "`recurrent_initializer=he_normal` | built in, with the defaults",
         "`input_shape=(5, 3)` | nothing",
         "`name=first` | nothing",
-        "one generator",
+        "`trainable=False` | nothing | with False exclude",
     ):
         assert written in table
     assert "kernel_constraint" not in table
@@ -279,9 +365,9 @@ def test_the_account_has_each_argument():
     ("arguments", "message"),
     [
         ({"recurent_dropout": 0.1}, "closest name is `recurrent_dropout`"),
-        ({"reset_after": True}, "LSTM of Keras 3 .* `reset_after`: GRU alone has it"),
-        ({"time_major": True}, "`time_major`: it is one of keras=2"),
-        ({"use_cudnn": True, "keras": 2}, "`use_cudnn`: it is one of keras=3"),
+        ({"reset_after": True}, "LSTM of Keras 3 .* `reset_after`: only GRU has it"),
+        ({"time_major": True}, "`time_major`: only Keras 2 has it"),
+        ({"use_cudnn": True, "keras": 2}, "`use_cudnn`: only Keras 3 has it"),
     ],
 )
 def test_an_unknown_argument_is_named(arguments, message):
@@ -304,18 +390,18 @@ def test_an_unknown_argument_is_named(arguments, message):
         ({"keras": 1}, "`keras` must be 2 or 3, got 1"),
     ],
 )
-def test_a_value_that_rdrop_has_not(arguments, message):
+def test_a_value_that_rdrop_lacks_is_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         translate_keras("LSTM", **({"units": UNITS} | arguments))
 
 
-@pytest.mark.parametrize("layer", ["Dense", keras.layers.Dense(3), keras.layers.LSTM])
-def test_another_layer(layer):
-    with pytest.raises(TypeError, match=r"one of LSTM, GRU, SimpleRNN.*got .*[eT]"):
+@pytest.mark.parametrize("layer", ["Dense", L.Dense(3), L.LSTM])
+def test_another_layer_is_rejected(layer):
+    with pytest.raises(TypeError, match=r"`layer` must be .*got .*[eT]"):
         translate_keras(layer)
 
 
-def test_other_ways_to_write_a_value():
+def test_other_notations_of_a_value():
     """Functions and objects of Keras, and NumPy's dtypes."""
     written = translate_keras("LSTM", UNITS, dtype="bfloat16")
     for dtype in (jnp.bfloat16, keras.DTypePolicy("bfloat16")):

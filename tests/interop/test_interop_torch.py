@@ -1,28 +1,43 @@
-"""Layers of PyTorch and ours are the same, ported in either direction."""
+"""Layers of PyTorch and their ports compute the same, in both directions."""
 
 import sys
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interop_cases import (
+    BATCH,
+    FEATURES,
+    TIME,
+    UNITS,
+    combinations,
+    compiled,
+    ours,
+    random_params,
+)
 
 import rdrop
-from rdrop import interop
+from rdrop import interop, presets
 
 torch = pytest.importorskip("torch")
 
-BATCH, TIME, FEATURES, UNITS = 4, 5, 2, 3
-LENGTHS = [5, 3, 1, 4]  # PyTorch has no empty sequences
-COMPILER = {"xla_backend_optimization_level": 0}  # compiles in less time
+LENGTHS = [3, 2, 1, 3]  # PyTorch has no empty sequences
+LAYERS = {
+    "rnn": (1, False),
+    "reverse": (2, False),
+    "both": (1, True),
+    "stack": (3, True),
+}
 
 
 class Case(NamedTuple):
-    """A layer of PyTorch, and the same cell of ours."""
+    """A layer of PyTorch, and the same cell of rdrop."""
 
     theirs: str
-    ours: type[rdrop.Cell]
+    ours: type[rdrop.linen.Cell]
 
     def module(self, layers=1, both=False, dtype=torch.float64, **options):
         options = {"batch_first": True, **options}
@@ -35,14 +50,13 @@ class Case(NamedTuple):
                 parameter.normal_(0, 0.5, generator=generator)
         return module
 
-    def layers(self, count=1, both=False):
-        def layer():
-            cells = [
-                self.ours(UNITS, param_dtype=np.dtype(float)) for _ in range(1 + both)
-            ]
-            return rdrop.Bidirectional(*cells) if both else rdrop.RNN(*cells)
+    def stack(self, count, both):
+        shape = "both" if both else "rnn"
+        layers = [ours(shape, self.cell) for _ in range(count)]
+        return layers[0] if count == 1 else rdrop.Stack(layers)
 
-        return layer() if count == 1 else rdrop.Stack([layer() for _ in range(count)])
+    def cell(self):
+        return self.ours(UNITS, param_dtype=np.dtype(float))
 
 
 CASES = {
@@ -50,34 +64,16 @@ CASES = {
     "gru": Case("GRU", rdrop.GRUCell),
     "simple": Case("RNN", rdrop.SimpleCell),
 }
+LSTM, GRU, SIMPLE = CASES.values()
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-SLOW = pytest.mark.slow
-each_shape = pytest.mark.parametrize(
-    ("layers", "both"),
-    [
-        *(pytest.param(*s, marks=SLOW) for s in [(1, False), (1, True), (2, False)]),
-        (3, True),
-    ],
-)
-each_length = pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all", "padded"])
 
 
 def random_inputs(rng, dtype=np.float64):
     return rng.normal(size=(BATCH, TIME, FEATURES)).astype(dtype)
 
 
-def random_params(rng, module):
-    """Variables of the dtypes that the cells of a module have."""
-    xs = jnp.zeros((1, 1, FEATURES))
-    with jax.numpy_dtype_promotion("standard"):
-        shapes = jax.eval_shape(module.init, jax.random.key(0), xs)
-    return jax.tree.map(
-        lambda s: jnp.asarray(rng.normal(size=s.shape) / 2, s.dtype), shapes
-    )
-
-
-def by_torch(module, xs, lengths):
-    """Outputs, and the final states, h and for an LSTM c."""
+def by_torch(module, xs, lengths=None):
+    """Outputs and final states, h and in an LSTM c."""
     xs = torch.tensor(xs)
     with torch.no_grad():
         if lengths is None:
@@ -89,205 +85,174 @@ def by_torch(module, xs, lengths):
                 )
             )
             ys, _ = torch.nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)
-    return [ys, *(end if isinstance(end, tuple) else (end,))]
+    states = end if isinstance(end, tuple) else (end,)
+    return [each.numpy() for each in (ys, *states)]
 
 
-def by_rdrop(ported, xs, lengths):
+def by_rdrop(ported, xs, lengths=None):
     lengths = None if lengths is None else np.array(lengths)
-    run = jax.jit(ported.module.apply, compiler_options=COMPILER)
-    carry, ys = run(ported.params, jnp.asarray(xs), lengths=lengths)
+    apply = compiled(ported.module.apply)
+    carry, ys = apply(ported.params, jnp.asarray(xs), lengths=lengths)
     leaves = jax.tree.leaves(carry)
     if "LSTM" in str(ported.module):
         return [ys, np.stack(leaves[1::2]), np.stack(leaves[::2])]
     return [ys, np.stack(leaves)]
 
 
-def difference(actual, expected):
-    pairs = zip(actual, expected, strict=True)
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+@pytest.mark.parametrize(
+    ("case", "shape"),
+    combinations(CASES, [("lstm", "reverse"), ("gru", "both"), ("simple", "rnn")]),
+)
+def test_a_module_and_its_port_compute_the_same(rng, case, shape):
+    module, xs = case.module(*LAYERS[shape]), random_inputs(rng)
+    ported = interop.from_torch(module)
+    lengths = None if shape == "rnn" else LENGTHS
+    chex.assert_trees_all_close(
+        by_rdrop(ported, xs, lengths), by_torch(module, xs, lengths), atol=1e-12
+    )
 
 
-def assert_same(actual, expected):
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-    dtypes = [[a.dtype for a in jax.tree.leaves(tree)] for tree in (actual, expected)]
-    assert dtypes[0] == dtypes[1]
-
-
-@each_length
-@each_shape
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("both", [False, True])
 @each_case
-def test_port_of_a_module_computes_what_it_does(rng, case, layers, both, lengths):
-    module, xs = case.module(layers, both), random_inputs(rng)
-    expected = by_torch(module, xs, lengths)
-    actual = by_rdrop(interop.from_torch(module), xs, lengths)
-    assert difference(actual, expected) < 1e-12
-
-
-@each_case
-def test_port_computes_what_a_module_does_in_float32(rng, case):
-    module = case.module(2, both=True, dtype=torch.float32)
-    xs = random_inputs(rng, np.float32)
-    expected = by_torch(module, xs, LENGTHS)
-    actual = by_rdrop(interop.from_torch(module), xs, LENGTHS)
-    assert actual[0].dtype == np.float32
-    assert difference(actual, expected) < 1e-6
-
-
-@each_shape
-@each_case
-def test_module_computes_what_it_is_ported_from(rng, case, layers, both):
-    ours, theirs = case.layers(layers, both), case.module(layers, both)
-    params, xs = random_params(rng, ours), random_inputs(rng)
+def test_from_rdrop_to_torch_and_back_is_exact(rng, case, count, both):
+    module, theirs = case.stack(count, both), case.module(count, both)
+    params = random_params(rng, module)
     theirs.load_state_dict(interop.to_torch(params))
-    expected = by_rdrop(interop.Ported(ours, params), xs, LENGTHS)
-    assert difference(by_torch(theirs, xs, LENGTHS), expected) < 1e-12
     back = interop.from_torch(theirs)
-    assert_same(back.params, params)
-    assert str(back.module) == str(ours)
+    chex.assert_trees_all_equal(back.params, params, strict=True)
+    assert back.module == module
 
 
 @each_case
 def test_biases_return_to_torch_as_their_sum(case):
+    """Except for the candidate of a GRU, whose two biases are kept."""
     state = case.module().state_dict()
     back = interop.to_torch(interop.from_torch(state).params)
-    kernels = {name for name in state if "weight" in name}
-    assert all(torch.equal(back[name], state[name]) for name in kernels)
+    candidate = slice(2 * UNITS, None) if case is GRU else slice(0, 0)
     sums = state["bias_ih_l0"] + state["bias_hh_l0"]
-    candidate = slice(2 * UNITS, None) if case.theirs == "GRU" else slice(0, 0)
     sums[candidate] = state["bias_ih_l0"][candidate]
-    apart = torch.zeros_like(sums)
-    apart[candidate] = state["bias_hh_l0"][candidate]
-    assert torch.equal(back["bias_ih_l0"], sums)
-    assert torch.equal(back["bias_hh_l0"], apart)
+    second = torch.zeros_like(sums)
+    second[candidate] = state["bias_hh_l0"][candidate]
+    expected = state | {"bias_ih_l0": sums, "bias_hh_l0": second}
+    assert all(torch.equal(back[name], expected[name]) for name in state)
 
 
-@each_case
-def test_module_without_biases(rng, case):
-    module, xs = case.module(2, bias=False), random_inputs(rng)
-    ported = interop.from_torch(module)
-    assert not ported.params["params"]["layers_0"]["bias"].any()
-    expected = by_torch(module, xs, None)
-    assert difference(by_rdrop(ported, xs, None), expected) < 1e-12
-
-
-def test_module_that_is_not_batch_first_is_time_major(rng):
-    module = CASES["lstm"].module(2, both=True, batch_first=False)
-    xs = random_inputs(rng)
-    expected = by_torch(module, xs, None)
-    assert difference(by_rdrop(interop.from_torch(module), xs, None), expected) < 1e-12
-
-
-@pytest.mark.parametrize("prefix", ["", "encoder.lstm."])
-def test_layer_is_found_in_a_state_dict_by_its_prefix(prefix):
-    state = CASES["lstm"].module(2, both=True).state_dict()
-    named = {prefix + name: tensor.numpy() for name, tensor in state.items()}
-    other = {"head.weight": np.zeros(3), "decoder.weight_ih_l0": np.zeros(3)}
-    ported = interop.from_torch(named | other, prefix)
-    assert_same(ported.params, interop.from_torch(state).params)
-    assert interop.to_torch(ported.params, prefix).keys() == named.keys()
-
-
-@pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str
-)
-def test_weights_keep_their_dtype(dtype):
-    state = CASES["gru"].module(dtype=dtype, bias=False).state_dict()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_keep_their_dtype_and_missing_biases_are_zero(dtype):
+    state = GRU.module(dtype=dtype, bias=False).state_dict()
     ported = interop.from_torch(state)
-    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(ported.params)}
-    assert dtypes == {str(dtype).removeprefix("torch.")}
-    assert ported.module.cell.param_dtype == ported.params["params"]["kernel"].dtype
+    expected = jnp.dtype(str(dtype).removeprefix("torch."))
+    assert {leaf.dtype for leaf in jax.tree.leaves(ported.params)} == {expected}
+    assert ported.module.cell.param_dtype == expected
+    assert not ported.params["params"]["bias"].any()
     back = interop.to_torch(ported.params)
     assert all(torch.equal(back[name], state[name]) for name in state)
     assert {tensor.dtype for tensor in back.values()} == {dtype}
 
 
+def test_a_module_that_is_not_batch_first_is_time_major(rng):
+    module = SIMPLE.module(batch_first=False)
+    xs, ported = random_inputs(rng), interop.from_torch(module)
+    chex.assert_trees_all_close(by_rdrop(ported, xs), by_torch(module, xs), atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:dropout option adds dropout")
+def test_dropout_is_that_of_the_preset():
+    """A single layer has none; a state_dict does not state it."""
+    module = LSTM.module(3, both=True, dropout=0.3)
+    ported = interop.from_torch(module)
+    assert ported.dropout == presets.torch(0.3, layers=3)
+    assert interop.from_torch(module.state_dict()).dropout is None
+    assert interop.from_torch(LSTM.module(2)).dropout is None
+    assert interop.from_torch(LSTM.module(dropout=0.3)).dropout is None
+
+
+def test_a_port_runs_with_its_dropout(rng):
+    """The first layer is without noise; inputs of the second are masked."""
+    module, params, dropout = interop.from_torch(SIMPLE.module(2, dropout=0.5))
+    keys = rdrop.stream_keys(jax.random.key(0))
+    xs = jnp.asarray(random_inputs(rng))
+
+    @compiled
+    def run(keys):
+        return [module.apply(params, xs, dropout, k) for k in (keys, None)]
+
+    ((first, _), noisy), ((same, _), clean) = run(keys)
+    chex.assert_trees_all_equal(first, same)
+    assert np.abs(noisy - clean).max() > 0.01
+
+
+def test_a_layer_is_found_in_a_state_dict_by_its_prefix():
+    prefix, state = "encoder.lstm.", LSTM.module(2, both=True).state_dict()
+    named = {prefix + name: tensor.numpy() for name, tensor in state.items()}
+    other = {"head.weight": np.zeros(3), "decoder.weight_ih_l0": np.zeros(3)}
+    ported = interop.from_torch(named | other, prefix)
+    expected = interop.from_torch(state).params
+    chex.assert_trees_all_equal(ported.params, expected, strict=True)
+    assert interop.to_torch(ported.params, prefix).keys() == named.keys()
+
+
 def lstm_state(**changes):
-    state = {**CASES["lstm"].module().state_dict(), **changes}
+    state = {**LSTM.module().state_dict(), **changes}
     return {name: tensor for name, tensor in state.items() if tensor is not None}
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "error", "match"),
+    ("source", "prefix", "error", "match"),
     [
         (
-            lambda: CASES["simple"].module(nonlinearity="relu"),
-            {},
-            ValueError,
+            lambda: SIMPLE.module(nonlinearity="relu"), "", ValueError,
             "`nonlinearity` must be \"tanh\", got 'relu'",
         ),
         (
-            lambda: torch.nn.LSTM(3, 4, proj_size=2),
-            {},
-            ValueError,
-            "no projection.*got weight_hr_l0",
+            lambda: torch.nn.LSTM(3, 4, proj_size=2), "", ValueError,
+            "must not have a projection .*got weight_hr_l0",
         ),
-        (lambda: torch.nn.Linear(3, 4), {}, TypeError, "or a state_dict, got Linear"),
+        (lambda: torch.nn.Linear(3, 4), "", TypeError, "or a state_dict, got Linear"),
+        (LSTM.module, "a.", ValueError, "`prefix` must be \"\" .*got 'a.'"),
+        (lstm_state, "a.", ValueError, r"one of \[''\], got 'a.'"),
+        (lambda: lstm_state(weight_hh_l0=None), "", ValueError, "lacks weight_hh_l0"),
+        (lambda: lstm_state(bias_hh_l0=None), "", ValueError, "lacks bias_hh_l0"),
         (
-            CASES["lstm"].module,
-            {"prefix": "a."},
-            ValueError,
-            "`prefix` must be \"\" with a module.*got 'a.'",
-        ),
-        (
-            lstm_state,
-            {"prefix": "a."},
-            ValueError,
-            r"`prefix` must be one of \[''\], .* got 'a.'",
-        ),
-        (
-            lambda: lstm_state(weight_hh_l0=None),
-            {},
-            ValueError,
-            "`source` must have weight_hh_l0, got none",
-        ),
-        (
-            lambda: lstm_state(bias_hh_l0=None),
-            {},
-            ValueError,
-            "`source` must have bias_hh_l0, got none",
-        ),
-        (
-            lambda: lstm_state(weight_hh_l0=torch.ones(6, 3)),
-            {},
-            ValueError,
-            r"4 \(LSTM\), 3 \(GRU\) or 1 \(simple\) times .* got 2 times",
+            lambda: lstm_state(weight_hh_l0=torch.ones(6, 3)), "", ValueError,
+            r"4 \(LSTM\), 3 \(GRU\) or 1 \(simple\) times .* got shape \(3, 6\)",
         ),
     ],
-)
-def test_modules_that_rdrop_has_not_are_refused(source, options, error, match):
+)  # fmt: skip
+def test_a_source_that_rdrop_cannot_represent_is_rejected(source, prefix, error, match):
     with pytest.raises(error, match=match):
-        interop.from_torch(source(), **options)
+        interop.from_torch(source(), prefix)
+
+
+def rnn(cell):
+    return rdrop.RNN(cell)
 
 
 @pytest.mark.parametrize(
     ("module", "match"),
     [
         (
-            lambda: rdrop.RNN(rdrop.GRUCell(3, reset_after=False)),
-            "PyTorch has no GRU with the reset before",
+            lambda: rnn(rdrop.GRUCell(3, reset_after=False)),
+            "a GRU with reset_after=False, which PyTorch lacks",
         ),
         (
-            lambda: rdrop.Stack(
-                [rdrop.RNN(rdrop.GRUCell(3)), rdrop.RNN(rdrop.GRUCell(4))]
-            ),
-            "one number of units .* got .*'GRU', 3.*'GRU', 4",
+            lambda: rdrop.Stack([rnn(rdrop.GRUCell(3)), rnn(rdrop.GRUCell(4))]),
+            "the same cell, units .* got .*'GRU', 3.*'GRU', 4",
         ),
         (
-            lambda: rdrop.Stack(
-                [rdrop.RNN(rdrop.GRUCell(3)), rdrop.RNN(rdrop.LSTMCell(3))]
-            ),
-            "one cell, .* got .*'GRU', 3.*'LSTM', 3",
+            lambda: rdrop.Stack([rnn(rdrop.GRUCell(3)), rnn(rdrop.LSTMCell(3))]),
+            "the same cell, units .* got .*'GRU', 3.*'LSTM', 3",
         ),
     ],
 )
-def test_layers_that_torch_has_not_are_refused(rng, module, match):
-    params = random_params(rng, module())
+def test_layers_that_torch_lacks_are_rejected(rng, module, match):
     with pytest.raises(ValueError, match=match):
-        interop.to_torch(params)
+        interop.to_torch(random_params(rng, module()))
 
 
-def test_to_torch_says_what_to_install(rng, monkeypatch):
-    params = random_params(rng, CASES["lstm"].layers())
+def test_a_missing_torch_is_named(rng, monkeypatch):
+    params = random_params(rng, ours("rnn", LSTM.cell))
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match="`to_torch` needs PyTorch"):
+    with pytest.raises(ImportError, match="`to_torch` needs PyTorch: pip install tor"):
         interop.to_torch(params)

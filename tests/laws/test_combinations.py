@@ -128,7 +128,7 @@ def noises():
     lifetimes = (
         {"per": "sequence"},
         {"per": "step"},
-        {"per": "step", "drift": 0.5},
+        {"per": rdrop.Drift(0.5)},
     )
     shared = [("shared", "each")] * 3
     for lifetime, gates, batch, units in itertools.product(lifetimes, *shared):
@@ -332,7 +332,7 @@ TOGETHER = {  # on every site at once: of weights, of states, of two or more gat
         DropConnect(0.4),
         Bernoulli(0.4, per="step", scale="expectation"),
         Gaussian(0.4, per="step", gates="each", units="shared"),
-        Concrete(0.4, per="step", drift=0.5, temperature=0.7),
+        Concrete(0.4, per=rdrop.Drift(0.5), temperature=0.7),
     ),
 }
 

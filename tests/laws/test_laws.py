@@ -566,7 +566,7 @@ def test_every_knob_is_live(name, kind):
 def test_drift_is_live():
     cell = CELLS["gru"]
     drifts = (0.0, 0.5, 1.0)
-    noises = [Bernoulli(0.4, per="step", drift=drift) for drift in drifts]
+    noises = [Bernoulli(0.4, per=rdrop.Drift(drift)) for drift in drifts]
     results = [outputs(cell, "recurrent", noise) for noise in noises]
     for a, b in itertools.combinations(results, 2):
         assert (a != b).any()

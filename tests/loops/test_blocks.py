@@ -24,7 +24,7 @@ from test_fused import (
 )
 
 import rdrop
-from rdrop.blocks import LEAST_BYTES, LEAST_ROWS, over_blocks, steps_of_block
+from rdrop.loops.blocks import LEAST_BYTES, LEAST_ROWS, over_blocks, steps_of_block
 
 # Of the six steps: three blocks, and one of four with two left over.
 EVEN, WITH_REST = 2, 4
@@ -42,7 +42,7 @@ def in_blocks_of(monkeypatch):
     """Makes the loops take so many steps at a time."""
 
     def to(size):
-        monkeypatch.setattr("rdrop.fused.steps_of_block", lambda *_: size)
+        monkeypatch.setattr("rdrop.loops.fused.steps_of_block", lambda *_: size)
 
     return to
 

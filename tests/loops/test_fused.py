@@ -2,7 +2,7 @@
 
 test_laws.py compares the default loop with the cell's definition: batch-major, with
 lengths, states multiplied forwards and mixed backwards. Here are the other layouts,
-`recompute`, and what else the docstrings of rdrop/fused.py promise.
+`recompute`, and what else the docstrings of rdrop/loops/fused.py promise.
 """
 
 import functools
@@ -558,7 +558,7 @@ def test_kernel_is_transposed_before_the_loop_unless_it_is_large(name, monkeypat
     assert not turned_in_loop
     params = problem_of(rnn)[0]["params"]
     size = params["recurrent_kernel"].nbytes
-    monkeypatch.setattr("rdrop.fused.LARGE_BYTES", size - 1)
+    monkeypatch.setattr("rdrop.loops.backwards.LARGE_BYTES", size - 1)
     turned_in_loop, actual = results()
     assert turned_in_loop
     assert_close(actual, expected)
@@ -597,7 +597,7 @@ def memory_of_gradient(*arguments):
     return memory(jax.grad(loss, argnums=(0, 1)), shapes)
 
 
-# As in the docstring of rdrop/fused.py: fused, and recompute.
+# As in the docstring of rdrop/loops/fused.py: fused, and recompute.
 KEPT = {"lstm": (6, 1), "gru": (5, 0), "gru_reset_before": (5, 0), "simple": (1, 0)}
 
 

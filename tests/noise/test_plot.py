@@ -1,11 +1,12 @@
-"""The picture shows at each arrow and step what was dropped, and what was kept."""
+"""The picture shows the dropped and the kept units of each arrow and step."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-import rdrop
-from rdrop import Bernoulli, Dropout, Masks, Mix, Zoneout
+from rdrop import Masks, Mix
+from rdrop.sites import SITES
 
 pytest.importorskip("matplotlib")
 
@@ -68,30 +69,46 @@ def test_only_so_many_units_are_shown():
     assert len(drawn(Masks(inputs=as_mask(*[1] * 9)), time=1, units=4)[0]) == 4
 
 
-def test_all_that_was_drawn_is_there(problem):
-    """What rdrop.draw returns can be drawn: gates and rows of kernels are rows."""
-    dropout = Dropout(
-        inputs=Bernoulli(0.5, per="step", gates="each"),
-        outputs=Bernoulli(0.5),
-        input_weights=rdrop.DropConnect(0.5),
-        gates=Bernoulli(0.5, gates="each", units="shared"),
-        cell_state=Zoneout(0.5),
-        recurrent_weights=rdrop.DropConnect(0.5),
-    )
-    axes = plot.masks(problem.draw(dropout, time=5), time=5, title="everything")
-    assert axes.get_title() == "everything"
+def test_masks_of_every_site_are_drawn(rng):
+    """Gates, and rows of kernels, are rows of squares."""
+
+    def mask(site):
+        shape = (2, 3, 4) if site.on_weights else (2, 3, 1 + site.per_gate, 4)
+        values = rng.integers(2, size=shape).astype(np.float32)
+        return Mix(values) if "zoneout" in site.kinds else values
+
+    masks = Masks(**{name: mask(site) for name, site in SITES.items()})
+    axes = plot.masks(masks, time=2, title="every site")
+    assert axes.get_title() == "every site"
     canvas = FigureCanvasAgg(axes.figure)
     canvas.draw()
     assert canvas.buffer_rgba().nbytes
     squares = [p for p in axes.patches if type(p) is Rectangle]
-    assert len(squares) == 5 * (4 * 2 + 3 + 2 * 3 + 3 + 3 + 3 * 3)
+    rows = [2 if site.on_weights else 1 + site.per_gate for site in SITES.values()]
+    assert len(squares) == 2 * 4 * sum(rows)
+    texts = [text.get_text() for text in axes.texts]
+    assert all(texts.count(site.symbol) >= 2 for site in SITES.values())
+
+
+def test_states_lie_after_their_cell_and_inputs_below_it():
+    """Of each site, the centre of its strip at the first step."""
+    for name, (x, y) in {
+        "inputs": (0, -1.75),
+        "outputs": (0, 1.75),
+        "recurrent": (-plot.PITCH / 2, 0),
+        "hidden_state": (plot.PITCH / 2, 0),
+        "cell_state": (0, -0.55),
+    }.items():
+        axes = plot.masks(Masks(**{name: as_mask(1)}), time=1, axes=Figure().subplots())
+        (square,) = [p for p in axes.patches if type(p) is Rectangle]
+        np.testing.assert_allclose(square.get_center(), (x, y), atol=1e-9)
 
 
 def test_masks_of_nothing_are_the_bare_network():
     assert drawn(Masks(), time=2) == ([], 0)
 
 
-def test_more_steps_than_the_masks_have_are_refused():
+def test_more_steps_than_the_masks_have_are_rejected():
     masks = Masks(inputs=jnp.ones((2, 1, 1, 3)))
     message = "`time` must be at most the 2 steps of `inputs`, got"
     with pytest.raises(ValueError, match=message):
@@ -99,17 +116,17 @@ def test_more_steps_than_the_masks_have_are_refused():
 
 
 @pytest.mark.parametrize("example", [2, 5])
-def test_example_beyond_the_batch_is_refused(example):
+def test_example_beyond_the_batch_is_rejected(example):
     masks = Masks(update=jnp.ones((2, 1, 3)))
     message = f"`example` must be below the batch of 2, got {example}"
     with pytest.raises(ValueError, match=message):
         drawn(masks, time=1, example=example)
 
 
-def test_a_mask_shared_by_the_batch_is_that_of_every_example():
+def test_a_mask_shared_by_the_batch_is_drawn_for_every_example():
     assert drawn(Masks(update=as_mask(0, 1)), time=1, example=3)[0] == [WHITE, ORANGE]
 
 
-def test_rates_of_jax_are_drawn_too():
+def test_arrays_of_jax_are_drawn_too():
     masks = jax.jit(lambda: Masks(inputs=as_mask(0, 1)))()
     assert drawn(masks, time=1)[0] == [WHITE, BLUE]

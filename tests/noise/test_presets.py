@@ -5,28 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import traced_once
 
 import rdrop
-from rdrop import Bernoulli, DropConnect, Dropout, Gaussian, Zoneout, presets
+from rdrop import Bernoulli, DropConnect, Dropout, Zoneout, presets
 
 
 def held(rate, **options):
     return Bernoulli(rate, per="sequence", **options)
 
 
-def anew(rate, **options):
+def per_step(rate, **options):
     return Bernoulli(rate, per="step", **options)
 
 
 CHENG = Bernoulli(
     0.1, per="step", gates="each", batch="each", units="shared", scale="expectation"
 )
-EXPECTED = [  # what is called, and the value written out
-    (presets.pham(0.1), Dropout(outputs=anew(0.1, scale="expectation"))),
-    (presets.zaremba(0.1), Dropout(inputs=anew(0.1), outputs=anew(0.1))),
+EXPECTED = [  # each preset, and the value written out
+    (presets.pham(0.1), Dropout(outputs=per_step(0.1, scale="expectation"))),
+    (presets.zaremba(0.1), Dropout(inputs=per_step(0.1), outputs=per_step(0.1))),
     (
         presets.zaremba(0.1, layers=2),
-        (Dropout(inputs=anew(0.1)), Dropout(inputs=anew(0.1), outputs=anew(0.1))),
+        (
+            Dropout(inputs=per_step(0.1)),
+            Dropout(inputs=per_step(0.1), outputs=per_step(0.1)),
+        ),
     ),
     (presets.gal(0.1, 0.2), Dropout(inputs=held(0.1), recurrent=held(0.2))),
     (
@@ -44,7 +48,7 @@ EXPECTED = [  # what is called, and the value written out
             Dropout(inputs=held(0.1), outputs=held(0.3), recurrent=held(0.2)),
         ),
     ),
-    (presets.semeniuta(0.1), Dropout(update=anew(0.1, scale="expectation"))),
+    (presets.semeniuta(0.1), Dropout(update=per_step(0.1, scale="expectation"))),
     (
         presets.semeniuta(0.1, per="sequence"),
         Dropout(update=held(0.1, scale="expectation")),
@@ -77,14 +81,14 @@ EXPECTED = [  # what is called, and the value written out
     (presets.cheng(0.1), Dropout(gates=CHENG)),
     (
         presets.melis(0.1, 0.2, 0.3, 0.4),
-        Dropout(inputs=anew(0.1), outputs=anew(0.4), recurrent=held(0.2)),
+        Dropout(inputs=per_step(0.1), outputs=per_step(0.4), recurrent=held(0.2)),
     ),
     (
         presets.melis(0.1, 0.2, 0.3, 0.4, layers=3),
         (
-            Dropout(inputs=anew(0.1), recurrent=held(0.2)),
-            Dropout(inputs=anew(0.3), recurrent=held(0.2)),
-            Dropout(inputs=anew(0.3), outputs=anew(0.4), recurrent=held(0.2)),
+            Dropout(inputs=per_step(0.1), recurrent=held(0.2)),
+            Dropout(inputs=per_step(0.3), recurrent=held(0.2)),
+            Dropout(inputs=per_step(0.3), outputs=per_step(0.4), recurrent=held(0.2)),
         ),
     ),
     (presets.keras(0.1), Dropout(inputs=held(0.1))),
@@ -93,7 +97,7 @@ EXPECTED = [  # what is called, and the value written out
         presets.keras(0.1, 0.2),
         Dropout(inputs=held(0.1, gates="each"), recurrent=held(0.2, gates="each")),
     ),
-    (presets.keras2_fused(0.1), Dropout(inputs=anew(0.1))),
+    (presets.keras2_fused(0.1), Dropout(inputs=per_step(0.1))),
     (
         presets.keras2(0.1, 0.2),
         Dropout(inputs=held(0.1, gates="each"), recurrent=held(0.2, gates="each")),
@@ -106,12 +110,12 @@ EXPECTED = [  # what is called, and the value written out
             hidden_state=held(0.2, batch="shared"),
         ),
     ),
-    (presets.tf1_layernorm(0.1), Dropout(update=anew(0.1))),
-    (presets.torch(0.1), (Dropout(), Dropout(inputs=anew(0.1)))),
+    (presets.tf1_layernorm(0.1), Dropout(update=per_step(0.1))),
+    (presets.torch(0.1), (Dropout(), Dropout(inputs=per_step(0.1)))),
     (presets.torch(0.1, layers=1), Dropout()),
     (
         presets.torch(0.1, layers=3),
-        (Dropout(), Dropout(inputs=anew(0.1)), Dropout(inputs=anew(0.1))),
+        (Dropout(), Dropout(inputs=per_step(0.1)), Dropout(inputs=per_step(0.1))),
     ),
     (presets.allennlp(0.1), Dropout(recurrent=held(0.1))),
     (
@@ -124,8 +128,8 @@ EXPECTED = [  # what is called, and the value written out
     (
         presets.lamb(0.1, 0.2, 0.3, 0.4, layers=2),
         (
-            Dropout(inputs=anew(0.1), recurrent=held(0.2)),
-            Dropout(inputs=anew(0.3), outputs=anew(0.4), recurrent=held(0.2)),
+            Dropout(inputs=per_step(0.1), recurrent=held(0.2)),
+            Dropout(inputs=per_step(0.3), outputs=per_step(0.4), recurrent=held(0.2)),
         ),
     ),
     (
@@ -151,11 +155,9 @@ def test_preset_is_the_value_written_out(actual, expected):
 
 
 @pytest.mark.parametrize("name", RATES)
-def test_options_are_those_of_the_kinds_when_written_in_full(name):
-    """Guards the table above against a changed default of a kind."""
+def test_defaults_of_the_kinds_are_as_the_table_above_assumes(name):
     for noise in noises(getattr(presets, name)(*[0.5] * RATES[name])):
-        assert noise.drift is None
-        if isinstance(noise, (Bernoulli, Gaussian, Zoneout)):
+        if isinstance(noise, (Bernoulli, Zoneout)):
             assert noise.batch == ("shared" if name == "tf1_variational" else "each")
             assert noise.units == ("shared" if name == "cheng" else "each")
         if isinstance(noise, Bernoulli):
@@ -163,31 +165,32 @@ def test_options_are_those_of_the_kinds_when_written_in_full(name):
             assert noise.scale == ("expectation" if expectation else "inverted")
 
 
+def layers_of(preset):
+    return preset if isinstance(preset, tuple) else (preset,)
+
+
 def noises(preset):
-    layers = preset if isinstance(preset, tuple) else (preset,)
-    return [noise for layer in layers for _, noise in layer.sites()]
+    return [noise for layer in layers_of(preset) for _, noise in layer.sites()]
 
 
 @pytest.mark.parametrize("name", RATES)
 def test_rates_may_be_arrays_tracers_or_schedules(name):
     preset, count = getattr(presets, name), RATES[name]
     structure = jax.tree.structure(preset(*[jnp.float32(0.5)] * count))
-    program = jax.jit(lambda rates: preset(*rates))
+    program = traced_once(lambda rates: preset(*rates))
     for rate in (0.0, 0.3, 1.0):
         traced = program([rate] * count)
         assert jax.tree.structure(traced) == structure
         assert all(leaf == np.float32(rate) for leaf in jax.tree.leaves(traced))
-    assert program._cache_size() == 1
-    ramps = preset(*[optax.linear_schedule(0.0, 0.5, 10)] * count)
+    ramps = layers_of(preset(*[optax.linear_schedule(0.0, 0.5, 10)] * count))
     assert jax.tree.leaves(ramps) == []
-    layers = ramps if isinstance(ramps, tuple) else (ramps,)
-    resolved = [jax.tree.leaves(layer.at(5)) for layer in layers]
-    assert all(rate == 0.25 for rates in resolved for rate in rates)
+    resolved = jax.tree.leaves([layer.at(5) for layer in ramps])
+    assert all(rate == 0.25 for rate in resolved)
 
 
 @pytest.mark.parametrize("name", STACKED)
 @pytest.mark.parametrize("layers", [0, -1])
-def test_stack_of_no_layers_is_refused(name, layers):
+def test_stack_of_no_layers_is_rejected(name, layers):
     message = f"`layers` must be at least 1, got {layers}"
     with pytest.raises(ValueError, match=message):
         getattr(presets, name)(*[0.5] * RATES[name], layers=layers)
@@ -203,7 +206,7 @@ def test_layers_above_one_give_one_dropout_each(name):
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, False])
-def test_keras_shares_the_gates_where_recurrent_dropout_is_pythons_zero(zero):
+def test_keras_shares_the_gates_if_recurrent_dropout_is_a_python_zero(zero):
     assert presets.keras(0.5, zero) == Dropout(inputs=Bernoulli(0.5))
 
 
@@ -221,7 +224,7 @@ def test_keras_traced_zero_is_data():
     assert traced.recurrent.gates == "each"
 
 
-def test_rate_outside_the_unit_interval_is_refused():
+def test_rate_outside_the_unit_interval_is_rejected():
     for name, count in RATES.items():
         with pytest.raises(ValueError, match=r"`rate` must lie in \[0, 1\], got 1.5"):
             getattr(presets, name)(*[1.5] * count)
@@ -242,8 +245,7 @@ def test_table_has_one_row_for_each_site_of_each_preset():
 
 
 def sites_of(preset):
-    layers = preset if isinstance(preset, tuple) else (preset,)
-    return {site for layer in layers for site, _ in layer.sites()}
+    return {site for layer in layers_of(preset) for site, _ in layer.sites()}
 
 
 def test_table_shows_every_preset():
@@ -265,7 +267,7 @@ def test_table_shows_every_preset():
         "| times 1 - rate |",
         "| haste | → U | `recurrent_weights` | 0 or 1 / (1 - rate) | sequence | - "
         "| shared | nothing |",
-        "| tf1_variational | → h handed on | `hidden_state` | 0 or 1 / (1 - rate) "
+        "| tf1_variational | → h carried over | `hidden_state` | 0 or 1 / (1 - rate) "
         "| sequence | - | shared | nothing |",
         "| torch | ↑ x into W | `inputs`, above the first | 0 or 1 / (1 - rate) "
         "| step | shared | each | nothing |",
@@ -275,11 +277,26 @@ def test_table_says_what_each_kind_of_noise_does(row):
     assert row in presets.table().splitlines()
 
 
-def test_presets_run():
-    """Each in evaluation, at a size of its own layers."""
+def test_presets_draw_for_an_lstm():
+    sites, keys = rdrop.LSTMCell(4).sites(4), rdrop.stream_keys(jax.random.key(0))
+
+    def masks():
+        presets_ = (example() for example in presets.EXAMPLES.values())
+        layers = [layer for preset in presets_ for layer in layers_of(preset)]
+        return [rdrop.draw(layer, keys, sites, 2, 3) for layer in layers]
+
+    assert jax.tree.leaves(jax.eval_shape(masks))
+
+
+def test_a_stack_takes_one_dropout_per_layer():
     xs = jnp.ones((2, 3, 4), jnp.float32)
     stack = rdrop.Stack([rdrop.RNN(rdrop.LSTMCell(4)) for _ in range(3)])
-    params = stack.init(jax.random.key(0), xs)
-    for example in presets.EXAMPLES.values():
-        _, ys = jax.eval_shape(lambda: stack.apply(params, xs, example()))  # noqa: B023
-        assert ys.shape == (2, 3, 4)
+    params = jax.eval_shape(stack.init, jax.random.key(0), xs)
+    dropout, keys = presets.zaremba(0.5, layers=3), rdrop.stream_keys(jax.random.key(0))
+    _, ys = jax.eval_shape(stack.apply, params, xs, dropout, keys)
+    assert ys.shape == (2, 3, 4)
+
+
+def test_public_names_are_the_presets_and_their_table():
+    others = {"EXAMPLES", "Row", "rows", "table"}
+    assert set(presets.__all__) == set(RATES) | others

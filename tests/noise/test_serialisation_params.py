@@ -1,8 +1,9 @@
-"""Parameters in safetensors files and orbax checkpoints come back to the bit."""
+"""Parameters in safetensors files and orbax checkpoints come back bitwise."""
 
 import os
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,35 +24,32 @@ def path(tmp_path):
     return tmp_path / "params.safetensors"
 
 
-@pytest.fixture(scope="module")
-def stack():
-    """A stack of both directions and one, its parameters, and what it runs over."""
+@pytest.fixture
+def params(rng):
+    """Parameters of a stack of both directions and one."""
     both_ways = rdrop.Bidirectional(rdrop.GRUCell(3), rdrop.GRUCell(3))
     module = rdrop.Stack([both_ways, rdrop.RNN(rdrop.LSTMCell(4))])
     xs = jnp.ones((2, 5, 2), jnp.float32)
-    return module, module.init(jax.random.key(0), xs), xs
-
-
-def assert_same(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        assert isinstance(a, jax.Array)
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def test_a_stack_comes_back(stack, path):
-    module, params, xs = stack
-    save_params(path, params)
-    again = load_params(path)
-    assert_same(again, params)
-    np.testing.assert_array_equal(
-        module.apply(again, xs)[1], module.apply(params, xs)[1]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), xs)
+    return jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes
     )
 
 
-def test_another_reader_finds_the_names_of_the_modules(stack, path):
-    _, params, _ = stack
+def assert_same(actual, expected):
+    """Bitwise, and with the same dtypes, as JAX arrays."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
+    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        assert isinstance(a, jax.Array)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_a_stack_comes_back(params, path):
+    save_params(path, params)
+    assert_same(load_params(path), params)
+
+
+def test_another_reader_finds_the_names_of_the_modules(params, path):
     save_params(str(path), params)
     gru = ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
     names = {f"layers_1.{weight}" for weight in gru[:3]}
@@ -65,8 +63,10 @@ def test_another_reader_finds_the_names_of_the_modules(stack, path):
 
 @pytest.mark.parametrize("dtype", SUPPORTED.split())
 def test_dtypes_are_kept(rng, path, dtype):
-    values = rng.integers(0, 2, (2, 3)) * 1.5
-    params = {"params": {"kernel": jnp.asarray(values).astype(dtype)}}
+    """All bits of a float, those of NaN included."""
+    size, values = jnp.dtype(dtype).itemsize, 2 if dtype == "bool" else 256
+    data = rng.integers(0, values, (256, size), np.uint8).view(dtype)
+    params = {"params": {"kernel": jnp.asarray(data)}}
     save_params(path, params)
     assert_same(load_params(path), params)
 
@@ -89,7 +89,7 @@ def test_any_layout_of_memory_is_read_right(path, array):
     np.testing.assert_array_equal(again, array)
 
 
-def test_what_torch_writes_is_read(path):
+def test_a_file_of_torch_is_read(path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
@@ -105,11 +105,11 @@ def test_what_torch_writes_is_read(path):
         )
 
 
-def test_what_is_written_torch_reads(stack, path):
+def test_torch_reads_the_file(params, path):
     pytest.importorskip("torch")
     from safetensors.torch import load_file
 
-    halves = jax.tree.map(lambda p: p.astype(jnp.bfloat16), stack[1])
+    halves = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     save_params(path, halves)
     bias = load_file(path)["params.layers_1.bias"].float().numpy()
     expected = halves["params"]["layers_1"]["bias"].astype(jnp.float32)
@@ -134,32 +134,32 @@ def test_a_file_is_written_as_a_whole_or_not_at_all(path, monkeypatch, step):
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        (np.ones(3), TypeError, "`params` must be a dict, got ndarray"),
-        ({}, ValueError, "`params` must not be empty"),
-        ({"a": {}}, ValueError, r"`params\['a'\]` must not be empty"),
-        ({"a": {"b.c": np.ones(3)}}, ValueError, r"Keys of `params\['a'\]` .* 'b.c'"),
-        ({"": np.ones(3)}, ValueError, "Keys of `params` must have no dots, .* ''"),
+        (np.ones(3), TypeError, "`params` must be a dict that is not empty, got arra"),
+        ({}, TypeError, "`params` must be a dict that is not empty, got {}"),
+        ({"a": {}}, ValueError, r"`params\['a'\]` must not be an empty dict"),
+        ({"a": {"b.c": np.ones(3)}}, ValueError, r"not contain dots.* got 'b.c' in"),
+        ({"": np.ones(3)}, ValueError, "Keys of `params` .*be empty.* got ''"),
         ({"__metadata__": np.ones(3)}, ValueError, "Keys of .* got '__metadata__'"),
         ({0: np.ones(3)}, TypeError, "Keys of `params` must be text, got 0"),
         ({"a": {"b": 0.5}}, TypeError, r"`params\['a'\]\['b'\]` must be an array, got"),
-        ({"a": [np.ones(3)]}, TypeError, r"`params\['a'\]` must be an array, got list"),
+        ({"a": [np.ones(3)]}, TypeError, r"`params\['a'\]` must be an array, got \["),
         ({"a": np.array(["x"])}, ValueError, "must have one of the dtypes .* str"),
         ({"a": jax.random.key(0)}, ValueError, r"must have one of the .* got key<fry>"),
     ],
 )  # fmt: skip
-def test_what_a_file_cannot_hold_is_refused(path, params, error, message):
+def test_params_that_a_file_cannot_hold_are_rejected(path, params, error, message):
     with pytest.raises(error, match=message):
         save_params(path, params)
     assert not path.exists()
 
 
-def test_a_tracer_is_refused(path):
+def test_a_tracer_is_rejected(path):
     with pytest.raises(TypeError, match=r"`params\['a'\]` must be an array, got"):
         jax.jit(lambda a: save_params(path, {"a": a}))(1.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"no such thing at all", "cut"])
-def test_what_is_no_safetensors_file_is_refused(path, content):
+def test_another_file_is_rejected(path, content):
     save_params(path, {"a": np.ones(3)})
     path.write_bytes(path.read_bytes()[:-1] if content == "cut" else content)
     with pytest.raises(
@@ -168,23 +168,25 @@ def test_what_is_no_safetensors_file_is_refused(path, content):
         load_params(path)
 
 
-def test_a_name_for_an_array_and_a_dict_is_refused(path):
+def test_a_name_for_an_array_and_a_dict_is_rejected(path):
     from safetensors.numpy import save_file
 
     save_file({"a.b.c": np.ones(3), "a": np.ones(3)}, path)
-    with pytest.raises(ValueError, match=r"`a` names an array, and a dict of `a.b.c`"):
+    with pytest.raises(
+        ValueError, match=r"`a` names both an array and the dict of `a.b.c`"
+    ):
         load_params(path)
 
 
-def test_another_dtype_is_refused(path):
-    """Where safetensors knows it, by its name."""
+def test_another_dtype_is_rejected(path):
+    """By its name, if safetensors knows it."""
     header = b'{"a":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(ValueError, match=r"dtype C64|must be a safetensors file"):
         load_params(path)
 
 
-def test_64_bits_are_not_halved_in_silence(path):
+def test_64_bits_are_not_halved_silently(path):
     save_params(path, {"a": np.ones(3)})
     with (
         jax.enable_x64(False),
@@ -193,7 +195,7 @@ def test_64_bits_are_not_halved_in_silence(path):
         load_params(path)
 
 
-def test_no_file_is_said_to_be_none(path):
+def test_a_missing_file_is_named(path):
     with pytest.raises(FileNotFoundError, match=str(path)):
         load_params(path)
 
@@ -202,13 +204,12 @@ def test_no_file_is_said_to_be_none(path):
 def test_a_missing_package_is_named(path, monkeypatch, call):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(ImportError, match=r"safetensors .* pip install 'rdrop\[inter"):
+    with pytest.raises(ImportError, match=r"safetensors .* pip install '\.\[inter"):
         call(path)
 
 
-def test_orbax_needs_no_help(stack, tmp_path):
+def test_orbax_needs_no_help(params, tmp_path):
     checkpoint = pytest.importorskip("orbax.checkpoint")
-    _, params, _ = stack
     with checkpoint.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "params", params)
         checkpointer.wait_until_finished()

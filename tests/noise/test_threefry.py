@@ -1,13 +1,12 @@
-"""Threefry: every bit is that of jax.random, however it is called."""
+"""Threefry: bitwise the numbers of jax.random, however it is called."""
 
-import functools
-
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rdrop.threefry import fold_in, uniform
+from rdrop.noise.threefry import fold_in, uniform
 
 SEEDS = (0, 1, 42, 2**63 - 1)
 SHAPES = ((), (1,), (3,), (2, 3, 4), (5, 0), (20, 1, 65))
@@ -31,28 +30,28 @@ def assert_same_numbers(actual, expected):
     np.testing.assert_array_equal(actual, expected)
 
 
-def both(actual, expected, transform, *arguments):
-    """What the function and that of jax.random give, both of them transformed."""
-    return transform(actual)(*arguments), transform(expected)(*arguments)
-
-
 @pytest.fixture
 def key():
     return jax.random.key(5)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_uniform_is_that_of_jax(seed):
-    for shape in SHAPES:
+def of_all_shapes(uniform):
+    return jax.jit(lambda key: [uniform(key, shape) for shape in SHAPES])
+
+
+def test_uniform_numbers_are_those_of_jax():
+    actual, expected = of_all_shapes(uniform), of_all_shapes(expected_uniform)
+    for seed in SEEDS:
         key = jax.random.key(seed)
-        assert_same_numbers(uniform(key, shape), expected_uniform(key, shape))
+        for numbers, of_jax in zip(actual(key), expected(key), strict=True):
+            assert_same_numbers(numbers, of_jax)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_fold_in_is_that_of_jax(seed):
-    key = jax.random.key(seed)
-    for data in DATA:
-        assert_same_keys(fold_in(key, data), jax.random.fold_in(key, data))
+def test_folded_keys_are_those_of_jax():
+    for seed in SEEDS:
+        key = jax.random.key(seed)
+        for data in DATA:
+            assert_same_keys(fold_in(key, data), jax.random.fold_in(key, data))
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -79,40 +78,29 @@ def test_first_block_is_the_published_one():
     assert words.tolist() == [0x6B200159, 0x99BA4EFE]
 
 
-def test_compiled_they_are_those_of_jax(key):
-    jit = functools.partial(jax.jit, static_argnums=1)
-    assert_same_numbers(*both(uniform, expected_uniform, jit, key, (2, 3, 4)))
-    assert_same_keys(*both(fold_in, jax.random.fold_in, jax.jit, key, jnp.int32(7)))
-
-
-def test_mapped_over_steps_they_are_those_of_jax(key):
+def test_compiled_and_mapped_they_are_those_of_jax(key):
+    """Over steps and over keys, in one program for both."""
     steps = jnp.array([0, 1, 7, 2**31 - 1], jnp.int32)
-
-    def over_steps(fold_in, uniform):
-        return jax.jit(jax.vmap(lambda t: uniform(fold_in(key, t), (3, 1, 5))))(steps)
-
-    actual = over_steps(fold_in, uniform)
-    assert_same_numbers(actual, over_steps(jax.random.fold_in, expected_uniform))
-    assert_same_numbers(actual[2], uniform(fold_in(key, 7), (3, 1, 5)))
-
-
-def test_mapped_over_keys_they_are_those_of_jax(key):
     keys = jax.random.split(key, 3)
 
-    def fold(function):
-        return jax.vmap(lambda key: function(key, 7))
+    def results(fold_in, uniform):
+        over_steps = jax.vmap(lambda t: uniform(fold_in(key, t), (3, 1, 5)))(steps)
+        folded = jax.vmap(lambda key: jax.random.key_data(fold_in(key, 7)))(keys)
+        return over_steps, folded, jax.vmap(lambda key: uniform(key, (4,)))(keys)
 
-    def draw(function):
-        return jax.vmap(lambda key: function(key, (4,)))
-
-    assert_same_keys(*both(fold_in, jax.random.fold_in, fold, keys))
-    assert_same_numbers(*both(uniform, expected_uniform, draw, keys))
+    of_jax = (jax.random.fold_in, expected_uniform)
+    actual, expected = jax.jit(lambda: (results(fold_in, uniform), results(*of_jax)))()
+    chex.assert_trees_all_equal(actual, expected)
+    assert_same_numbers(actual[0][2], uniform(fold_in(key, 7), (3, 1, 5)))
 
 
 def test_without_wide_numbers_they_are_those_of_jax():
     with jax.enable_x64(False):
         key = jax.random.key(5)
-        assert_same_numbers(uniform(key, (2, 3)), expected_uniform(key, (2, 3)))
+        numbers = jax.jit(
+            lambda key: (uniform(key, (2, 3)), expected_uniform(key, (2, 3)))
+        )
+        assert_same_numbers(*numbers(key))
         for data in (2**32 - 1, jnp.int32(-1)):
             assert_same_keys(fold_in(key, data), jax.random.fold_in(key, data))
 

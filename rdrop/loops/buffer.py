@@ -1,7 +1,7 @@
-"""Buffer: arrays of all steps, of which a loop reads and writes some in place.
+"""Buffers: arrays of all steps, which a loop reads and writes in place.
 
-`jax.vmap` makes gathers and scatters of indexing, which XLA does not do in place. Here
-it stays a slice and an update, as long as all examples are at the same step.
+`jax.vmap` turns indexing into gathers and scatters, which XLA does not do in place.
+Here it stays a slice and an update, as long as all examples are at the same step.
 """
 
 from functools import partial
@@ -10,6 +10,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ Step = int | Int[Array, ""]
 
 
 def take(buffers: T, step: Step, axis: int) -> T:
-    """Returns what a pytree of buffers holds of a step, along an axis."""
+    """Returns the values of a step in a pytree of buffers, along an axis."""
     return jax.tree.map(lambda b: jnp.squeeze(_take(axis, 1, b, step), axis), buffers)
 
 
@@ -29,7 +30,7 @@ def put(buffers: T, values: T, step: Step, axis: int) -> T:
 
 
 def cut(buffers: T, start: Step, size: int, axis: int) -> T:
-    """Returns what a pytree of buffers holds of so many steps."""
+    """Returns the values of `size` steps in a pytree of buffers."""
 
     def part(buffer):
         if buffer.shape[axis] == size:
@@ -50,12 +51,15 @@ def paste(buffers: T, values: T, start: Step, axis: int) -> T:
     return jax.tree.map(written, buffers, values)
 
 
-def empty(of_step: T, time: int, axis: int) -> T:
-    """Returns buffers for so many steps, of zeros, from what there is of one step."""
+def buffers_like(of_step: T, time: int, axis: int) -> T:
+    """Returns buffers of zeros for `time` steps, like the values of one step.
+
+    They are sharded, and vary over the axes of a `jax.shard_map`, as the values do.
+    """
 
     def buffer(value):
         shape = (*value.shape[:axis], time, *value.shape[axis:])
-        return jnp.zeros(shape, value.dtype)
+        return jnp.broadcast_to(jnp.expand_dims(jnp.zeros_like(value), axis), shape)
 
     return jax.tree.map(buffer, of_step)
 
@@ -118,3 +122,29 @@ def _update(
     axis: int, buffer: Shaped[Array, "..."], value, start
 ) -> Shaped[Array, "..."]:
     return jax.lax.dynamic_update_slice_in_dim(buffer, value, start, axis)
+
+
+def alike(*trees: T) -> tuple[T, ...]:
+    """Returns arrays that vary over the same axes of a `jax.shard_map`.
+
+    The derivative of a value that all shards share is then summed over the shards.
+    """
+    axes = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(trees)))
+
+    def vary(leaf):
+        missing = tuple(axes - _varying(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, trees)
+
+
+def shard_batch(carry: T, xs: Shaped[Array, "..."], axis: int) -> T:
+    """Returns a carry that is sharded as the batch of `xs`, on an explicit mesh."""
+    batch = jax.typeof(xs).sharding.spec[1 - axis]
+    if batch is None:
+        return carry
+    return jax.tree.map(lambda leaf: jax.reshard(leaf, PartitionSpec(batch)), carry)
+
+
+def _varying(leaf) -> frozenset[str]:
+    return jax.typeof(leaf).manual_axis_type.varying

@@ -1,0 +1,124 @@
+"""Recurrences: the equations of a cell, as frozen values.
+
+A recurrence knows its sizes and dtypes, declares its noise sites and parameters, and
+supplies one equation, `step`. It holds no arrays: the linen and nnx modules own the
+parameters, and the loops run the equations. The loops project the inputs, which needs
+no carry, for all time steps at once.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias
+
+import jax.numpy as jnp
+from jax.nn.initializers import glorot_uniform, orthogonal, zeros
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from rdrop.cells.masking import Weights
+from rdrop.cells.tape import Tape
+from rdrop.dropout import Masks
+from rdrop.sites import Site
+
+# One array, or a tuple of arrays whose last is h.
+Carry: TypeAlias = Any
+Parameters: TypeAlias = dict[str, tuple[Callable[..., Array], tuple[int, ...]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recurrence:
+    """A recurrence with noise. Subclass it with a `step` to define a cell.
+
+    A subclass that also supplies `affine` is run by an associative scan.
+
+    Attributes:
+        units: H, the size of h and of the output.
+        dtype: compute dtype of the matrix products; by default the common dtype of
+            inputs and parameters.
+        param_dtype: dtype of the parameters.
+        GATES: number of blocks of H columns in the kernels.
+    """
+
+    units: int
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    GATES: ClassVar[int] = 1
+
+    def sites(self, features: int) -> dict[str, Site]:
+        """Returns the size of each noise site for inputs of `features` units.
+
+        The loops apply the masks of `inputs`, `outputs` and of the kernels; `step`
+        applies those of all other sites.
+        """
+        return {
+            "inputs": Site(self.GATES, features),
+            "outputs": Site(1, self.units),
+            "input_weights": Site(self.GATES, self.units, rows=features),
+            "recurrent": Site(self.GATES, self.units),
+            "hidden_state": Site(1, self.units),
+            "recurrent_weights": Site(self.GATES, self.units, rows=self.units),
+        }
+
+    def parameters(self, features: int) -> Parameters:
+        """Returns initialiser and shape of each parameter.
+
+        The loops multiply the inputs by `kernel`, and add `bias` if there is one.
+        """
+        columns = self.GATES * self.units
+        return {
+            "kernel": (glorot_uniform(), (features, columns)),
+            "recurrent_kernel": (_orthogonal, (self.units, columns)),
+            "bias": (zeros, (columns,)),
+        }
+
+    def initial_carry(self, *batch: int) -> Carry:
+        """Returns the carry before the first step: h of zeros, [*batch, H]."""
+        return jnp.zeros((*batch, self.units), self.dtype or self.param_dtype)
+
+    def step(
+        self,
+        weights: Weights,
+        carry: Carry,
+        z: Float[Array, "B GH"],
+        masks: Masks,
+        tape: Tape,
+    ) -> tuple[Carry, Float[Array, "B H"]]:
+        """Advances the carry by one step.
+
+        Args:
+            weights: parameters in the compute dtype, masks of weights applied.
+            carry: as `initial_carry` makes it.
+            z: the projected input of the step, (m_x * x) W + b.
+            masks: of the step, (B, G, U); None at a site without noise.
+            tape: computes the products with recurrent kernels, and functions whose
+                results the backward pass uses again.
+
+        Returns:
+            The new carry, and the output y before the mask of `outputs`.
+        """
+        raise NotImplementedError
+
+    def cast(self, params: Weights, x: Float[Array, "*batch D"]) -> Weights:
+        """Returns the parameters in the compute dtype for inputs like `x`."""
+        dtype = self.dtype
+        if dtype is None:
+            dtype = jnp.result_type(x, *params.values())
+            if not jnp.issubdtype(dtype, jnp.inexact):
+                dtype = jnp.promote_types(jnp.float32, dtype)
+        return {name: param.astype(dtype) for name, param in params.items()}
+
+
+def has_affine(cell: Recurrence) -> bool:
+    """Returns whether a cell supplies `affine`, and an associative scan can run it."""
+    return hasattr(cell, "affine")
+
+
+def widened(dtype: DTypeLike) -> DTypeLike:
+    """Returns float32 for a narrower float, and otherwise the dtype itself."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def _orthogonal(key, shape, dtype):
+    """Computes in float32 or wider, because LAPACK has no narrower floats."""
+    return orthogonal()(key, shape, widened(dtype)).astype(dtype)

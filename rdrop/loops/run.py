@@ -1,0 +1,257 @@
+"""Runs: a cell over whole sequences, in both directions, and layer after layer.
+
+Masks are drawn in bulk before the loop over time, and the inputs of all steps are
+projected by one matrix product; both give the same as the cell step by step. Layer and
+direction are part of every key, so that no two layers or directions share a mask.
+
+The functions own no parameters: the modules of `rdrop.linen` and `rdrop.nnx` do. A
+layer is anything that is called as `RNN` is.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rdrop.cells import Carry, Recurrence, Tape, Weights, mask_units
+from rdrop.cells.masking import drop_weights
+from rdrop.cells.recurrence import has_affine
+from rdrop.dropout import Dropout, Masks, resolve
+from rdrop.keys import StreamKeys
+from rdrop.lengths import valid_steps
+from rdrop.loops.associative import associative
+from rdrop.loops.buffer import alike, shard_batch
+from rdrop.loops.fused import fused
+from rdrop.loops.plain import plain
+from rdrop.loops.sequences import Order, Sequences, align, project, with_bias
+
+Noise: TypeAlias = Dropout | Masks | None
+Loop: TypeAlias = Literal["fused", "recompute", "plain"]
+# Loose on purpose: wrong ranks and lengths get the errors of this module.
+Xs: TypeAlias = Float[Array, "..."]
+Layer: TypeAlias = Callable[..., tuple[Carry, Xs]]
+
+
+class Call(NamedTuple):
+    """The arguments of a call of a layer, as `RNN` documents them.
+
+    In a call of several layers or directions, `dropout` and `initial_carry` may be
+    sequences with one entry for each.
+    """
+
+    xs: Any
+    dropout: Any = None
+    keys: StreamKeys | None = None
+    initial_carry: Any = None
+    lengths: Any = None
+
+
+class Options(NamedTuple):
+    """The attributes of an `RNN`, as it documents them."""
+
+    time_major: bool = False
+    reverse: bool = False
+    loop: Loop = "fused"
+
+
+def run_step(
+    cell: Recurrence,
+    weights: Callable[[Xs], Weights],
+    carry: Carry,
+    x: Xs,
+    dropout: Noise,
+    keys: StreamKeys | None,
+) -> tuple[Carry, Float[Array, "B H"]]:
+    """Runs one step of a cell: checks the arguments, draws the masks, advances.
+
+    Args:
+        cell: the equations.
+        weights: returns the parameters for inputs like its argument.
+        carry: the state of the previous step.
+        x: the input of this step, [B, D].
+        dropout: where noise enters.
+        keys: explicit keys, or None.
+
+    Returns:
+        The new carry, and the output.
+    """
+    if x.ndim != 2:
+        raise ValueError(f"`x` must have the axes [B, D], got shape {x.shape}.")
+    batch, features = x.shape
+    check_carry("carry", carry, cell, batch)
+    masks = resolve(dropout, keys, cell.sites(features), batch)
+    dropped = drop_weights(weights(x), masks)
+    z = with_bias(dropped, project(dropped, x, masks.inputs))
+    carry, y = cell.step(dropped, carry, z, masks, Tape())
+    return carry, mask_units(y, masks.outputs)
+
+
+def run_sequences(
+    cell: Recurrence,
+    weights: Callable[[Xs], Weights],
+    call: Call,
+    options: Options,
+) -> tuple[Carry, Xs]:
+    """Runs a cell over the sequences of a batch, as `RNN` does.
+
+    Args:
+        cell: the equations.
+        weights: returns the parameters for inputs like its argument.
+        call: the arguments of the call.
+        options: of the layer.
+
+    Returns:
+        The final carry, and the outputs.
+    """
+    xs = jnp.asarray(call.xs)
+    order = Order(0 if options.time_major else 1, options.reverse)
+    if xs.ndim != 3:
+        axes = "[T, B, D]" if options.time_major else "[B, T, D]"
+        raise ValueError(f"`xs` must have the axes {axes}, got shape {xs.shape}.")
+    time, batch, features = xs.swapaxes(0, order.axis).shape
+    keys = call.keys
+    if isinstance(keys, StreamKeys) and options.reverse:
+        keys = keys.replace(direction="backward")
+    carry = call.initial_carry
+    if carry is None:
+        carry = cell.initial_carry(batch)
+    check_carry("initial_carry", carry, cell, batch)
+    valid = None
+    if call.lengths is not None:
+        valid = valid_steps(call.lengths, time, batch)
+        xs = jnp.where(valid.swapaxes(0, order.axis)[..., None], xs, 0)
+    masks = resolve(call.dropout, keys, cell.sites(features), batch, time)
+    dropped = drop_weights(weights(xs), masks)
+    loop = _loop_of(cell, options.loop)
+    inside = masks.replace(outputs=None, input_weights=None, recurrent_weights=None)
+    sequences = Sequences(xs, inside, valid)
+    carry = shard_batch(carry, xs, order.axis)
+    carry, ys = loop(cell, *alike(dropped, carry, sequences), order)
+    return carry, mask_units(ys, align(masks.outputs, order.axis))
+
+
+def run_both_ways(
+    forward: Layer, backward: Layer, call: Call
+) -> tuple[tuple[Carry, Carry], Xs]:
+    """Runs two layers over the same sequences, as `Bidirectional` does.
+
+    Args:
+        forward: the layer that runs from the first step to the last.
+        backward: the layer that runs in reverse.
+        call: the arguments of the call.
+
+    Returns:
+        The pair of final carries, and the outputs of both side by side, [..., 2H].
+    """
+    calls = _calls(call, 2)
+    ahead, ys = _apply(forward, calls[0])
+    back, zs = _apply(backward, calls[1])
+    return (ahead, back), jnp.concatenate([ys, zs], axis=-1)
+
+
+def run_in_turn(layers: Sequence[Layer], call: Call) -> tuple[tuple[Carry, ...], Xs]:
+    """Runs layers one after the other, as `Stack` does.
+
+    Args:
+        layers: from the input upwards.
+        call: the arguments of the call.
+
+    Returns:
+        The final carries, one per layer, and the outputs of the last layer.
+    """
+    xs, final = call.xs, []
+    for depth, (layer, own) in enumerate(
+        zip(layers, _calls(call, len(layers)), strict=True)
+    ):
+        keys = own.keys
+        if isinstance(keys, StreamKeys):
+            keys = keys.replace(layer=keys.layer + depth)
+        carry, xs = _apply(layer, own._replace(xs=xs, keys=keys))
+        final.append(carry)
+    return tuple(final), xs
+
+
+def check_loop(loop: str) -> None:
+    """Raises a ValueError unless a loop has that name."""
+    if loop not in (words := get_args(Loop)):
+        raise ValueError(f"`loop` must be one of {words}, got {loop!r}.")
+
+
+def check_distinct(name: str, modules: Sequence[Any]) -> None:
+    """Raises a ValueError if one module stands twice: it would share its parameters."""
+    if len({id(module) for module in modules}) < len(modules):
+        raise ValueError(
+            f"`{name}` must be distinct modules; the same instance was given twice."
+        )
+
+
+def check_carry(name: str, carry: Any, cell: Recurrence, batch: int) -> None:
+    """Raises a ValueError unless `carry` is like the initial one of the cell."""
+    expected = jax.eval_shape(partial(cell.initial_carry, batch))
+    leaves = jax.tree.leaves(carry)
+    structure: Any = jax.tree.structure(expected)
+    same = structure == jax.tree.structure(carry) and all(
+        jnp.shape(leaf) == like.shape
+        and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        for leaf, like in zip(leaves, jax.tree.leaves(expected), strict=True)
+    )
+    if not same:
+        shape = jax.tree.leaves(expected)[-1].shape
+        parts = "a tuple (c, h), each" if isinstance(expected, tuple) else "h"
+        got = [f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in leaves]
+        raise ValueError(
+            f"`{name}` must be {parts} of floats of shape [B, H] = {shape}, got "
+            f"{type(carry).__name__} of {', '.join(got)}."
+        )
+
+
+def check_features(name: str, features: int, kernel: Float[Array, "D GH"]) -> None:
+    """Raises a ValueError if parameters were made for another number of features."""
+    if kernel.shape[0] != features:
+        raise ValueError(
+            f"`{name}` must have {kernel.shape[0]} features, as the parameters do, "
+            f"got {features}."
+        )
+
+
+def _loop_of(cell, loop):
+    """Returns the loop of a name; for a cell that is affine in its state, a scan."""
+    if loop == "plain":
+        return plain
+    if loop == "fused" and has_affine(cell):
+        return associative
+    return partial(fused, recompute=loop == "recompute")
+
+
+def _apply(layer, call):
+    return layer(
+        call.xs,
+        call.dropout,
+        call.keys,
+        initial_carry=call.initial_carry,
+        lengths=call.lengths,
+    )
+
+
+def _calls(call: Call, count: int) -> list[Call]:
+    """Returns the call of each of `count` layers or directions."""
+    noises = _spread("dropout", call.dropout, count)
+    carries = _spread("initial_carry", call.initial_carry, count)
+    return [
+        call._replace(dropout=noise, initial_carry=carry)
+        for noise, carry in zip(noises, carries, strict=True)
+    ]
+
+
+def _spread(name: str, value, count: int) -> Sequence[Any]:
+    """Returns one value for each of `count` layers or directions."""
+    if not isinstance(value, (tuple, list)):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(
+            f"`{name}` must have {count} entries, one for each, got {len(value)}."
+        )
+    return value
