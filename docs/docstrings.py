@@ -1,24 +1,34 @@
-"""Docstrings: how those of rdrop become Markdown, an extension of griffe.
+"""Docstrings as Markdown: an extension of griffe.
 
-What reads well in a terminal would run together on a page: the numbered references of a
-module, equations that begin a line, sections without a meaning in Google's style, such
-as "Symbols:", which griffe would put into a box, and "Example:", which it would not
-take for doctests.
+Some parts read well in a terminal, but would run together on a page: the numbered
+references of a module, equations that begin a line, and sections without a meaning in
+Google's style, such as "Symbols:", which griffe would put into a box. Griffe would not
+recognise the doctests of "Example:". Griffe does not import rdrop, so the docstrings
+that are completed at import are taken from the imported class.
 """
 
+import inspect
 import re
 from typing import Any
 
 import griffe
 
-TITLES = ("References", "Symbols", "Shapes", "Parameters", "Axes of a mask")
-SECTION = re.compile(rf"^({'|'.join(TITLES)}):\n((?: .*\n?|\n)+)", re.M)
+import rdrop
+
+# Stands for the attributes of `Dropout` and `Masks`, one per row of `rdrop.sites`.
+PLACEHOLDER = "{sites}"
+TITLES = ("References", "Symbols", "Parameters")
+SECTION = re.compile(
+    rf"^((?:{'|'.join(TITLES)})(?: \([^)]*\))?):\n((?: .*\n?|\n)+)", re.M
+)
 TERM = (
     r"(?:(?:tanh|sigmoid|LN)\b"
     r"|[A-Za-z]'?(?:_(?:\{[^}]*\}|\w))?(?:\[\w\])?(?![\w'])"
     r"|\d+|[-+*/=();])"
 )
 EQUATION = re.compile(rf"^({TERM}(?: *{TERM})+)(.*)$", re.M)
+# Several arguments with one description.
+TOGETHER = re.compile(r"^( +)(\w+(?:, \w+)+): (.*)$", re.M)
 # Code; or two pairs of brackets in a row, which would be a link.
 LINK = re.compile(r"(`[^`]*`|^ *(?:>>>|\.\.\.) .*$)|\] ?\[(?=[\w\"])", re.M)
 
@@ -28,19 +38,30 @@ class Readable(griffe.Extension):
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called by griffe for every object that it has read."""
-        if obj.docstring:
-            obj.docstring.value = readable(obj.docstring.value)
+        if not obj.docstring:
+            return
+        text = obj.docstring.value
+        if PLACEHOLDER in text:
+            text = inspect.getdoc(getattr(rdrop, obj.name)) or ""
+        obj.docstring.value = readable(text)
 
 
 def readable(text: str) -> str:
-    """Returns a docstring as Markdown that looks as the docstring does.
+    """Returns a docstring as Markdown that looks like the docstring.
 
     Args:
-        text: of the docstring, without its indentation.
+        text: the docstring without its indentation.
     """
     text = SECTION.sub(_section, EQUATION.sub(_equation, text))
+    text = TOGETHER.sub(_one_by_one, text)
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.M)
     return LINK.sub(lambda found: found[1] or r"] \[", text)
+
+
+def _one_by_one(found: re.Match) -> str:
+    """One line per argument."""
+    indent, names, description = found.groups()
+    return "\n".join(f"{indent}{name}: {description}" for name in names.split(", "))
 
 
 def _section(found: re.Match) -> str:
@@ -48,12 +69,12 @@ def _section(found: re.Match) -> str:
     title, body = found[1], re.sub(r"^    ", "", found[2], flags=re.M)
     if title == "References":
         body = re.sub(r"^\[(\d+)\] ", r"- \\[\1\\] ", body, flags=re.M)
-        body = re.sub(r"^    ", "  ", body, flags=re.M)
+        body = re.sub(r"\n {4}", " ", body)
     return f"**{title}**\n\n{body}"
 
 
 def _equation(found: re.Match) -> str:
-    """An equation as code, and a line of its own if it has one."""
+    """An equation as code, on a separate line if it fills a line."""
     equation = found[1].rstrip(" (;")
     if " = " not in equation:
         return found[0]

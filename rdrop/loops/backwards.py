@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from rdrop.cells import Recurrence, Weights, mask_units
+from rdrop.cells import Recurrence, Weights
 from rdrop.cells.masking import masked_operands
 from rdrop.cells.recurrence import Carry, widened
 from rdrop.loops.buffer import buffers_like, put, take
@@ -26,7 +26,6 @@ from rdrop.loops.residuals import (
     pull,
     record,
     unpack,
-    with_memory,
 )
 from rdrop.loops.sequences import (
     Order,
@@ -39,7 +38,6 @@ from rdrop.loops.sequences import (
     project,
     with_bias,
 )
-from rdrop.noise import Mix
 
 # Up to this size a kernel is transposed once, before the loop: on CPU a product is a
 # fifth faster then, but takes twice as long if the kernel is larger.
@@ -84,7 +82,7 @@ class Backwards:
 
     def run(
         self,
-        hs: Float[Array, "..."],
+        hs: Float[Array, "..."] | None,
         residuals: list[Any],
         d_carry: Carry,
         d_ys: Float[Array, "..."],
@@ -92,7 +90,7 @@ class Backwards:
         """Pulls cotangents back through the block.
 
         Args:
-            hs: the state before each step.
+            hs: the h before each step; None if it is kept in the residuals.
             residuals: of all steps.
             d_carry: cotangent of the carry after the block.
             d_ys: cotangent of the outputs.
@@ -169,7 +167,7 @@ class Backwards:
 
     def _pull(self, values, h, masks, turned, d_stepped):
         """Pulls cotangents back through one step."""
-        step = unpack(values, self.plan, self.example.step)
+        step = unpack(values, self.plan, self.example.step, h)
         kernels = zip(self.example.kernels, turned, strict=True)
         transposed = [k.T if done is None else done for k, done in kernels]
         return pull(
@@ -177,7 +175,7 @@ class Backwards:
             self.weights,
             self.plan.direct,
             transposed,
-            with_memory(self.example.carry, step, h),
+            self.example.carry,
             step,
             masks,
             d_stepped,
@@ -187,9 +185,9 @@ class Backwards:
         """Takes the cotangents of the matrix products to the kernels."""
 
         def operands(masks, h, values):
-            step = unpack(values, self.plan, self.example.step)
-            carry = with_memory(self.example.carry, step, h)
-            return operands_of(self.cell, self.weights, carry, step, masks)
+            step = unpack(values, self.plan, self.example.step, h)
+            like = self.example.carry
+            return operands_of(self.cell, self.weights, like, step, masks)
 
         lefts = self._over_steps(operands, hs, residuals)
 
@@ -260,16 +258,21 @@ class Backwards:
 def states_before(
     first: Float[Array, "B H"],
     ys: Float[Array, "..."],
-    block: Sequences,
+    valid: Bool[Array, "T B"] | None,
     order: Order,
 ) -> Float[Array, "..."]:
-    """Returns the h before each step, from the h before the block and the outputs."""
+    """Returns the h before each step, if it is the output of the step before.
+
+    Args:
+        first: the h before the first step.
+        ys: the outputs, zero at padding.
+        valid: False at padding.
+        order: how time lies in the outputs.
+    """
     first = jnp.expand_dims(first, order.axis)
-    mask = align(block.masks, order.axis).hidden_state
-    states = ys if isinstance(mask, Mix) else mask_units(ys, mask)
-    if block.valid is not None:
-        keep = block.valid.swapaxes(0, order.axis)[..., None]
-        states = jnp.where(keep, states, first)
+    states = ys
+    if valid is not None:
+        states = jnp.where(valid.swapaxes(0, order.axis)[..., None], ys, first)
     time = order.time(ys)
     if order.reverse:
         later = jax.lax.slice_in_dim(states, 1, time, axis=order.axis)

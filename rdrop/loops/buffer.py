@@ -10,7 +10,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Shaped
 
 T = TypeVar("T")
@@ -140,10 +140,12 @@ def alike(*trees: T) -> tuple[T, ...]:
 
 def shard_batch(carry: T, xs: Shaped[Array, "..."], axis: int) -> T:
     """Returns a carry that is sharded as the batch of `xs`, on an explicit mesh."""
-    batch = jax.typeof(xs).sharding.spec[1 - axis]
+    of_xs = jax.typeof(xs).sharding
+    batch = of_xs.spec[1 - axis]
     if batch is None:
         return carry
-    return jax.tree.map(lambda leaf: jax.reshard(leaf, PartitionSpec(batch)), carry)
+    sharding = NamedSharding(of_xs.mesh, PartitionSpec(batch))
+    return jax.tree.map(lambda leaf: jax.reshard(leaf, sharding), carry)
 
 
 def _varying(leaf) -> frozenset[str]:

@@ -94,18 +94,21 @@ class _Fused:
     def forward(self, weights, carry, sequences):
         """Returns the result, and what `backward` needs."""
         arguments = (weights, carry, sequences)
-        if self.recompute:
-            keep, size = (lambda step: step.memory), self._size(weights, sequences)
-        else:
-            plan = Backwards.of(self.cell, *arguments, self.order).plan
-            keep = lambda step: pack(step, plan)  # noqa: E731
-            size = self.order.time(sequences.xs)
-        result, left = self._run_blocks(size, *arguments, keep=keep)
-        return result, (weights, sequences, result[1], left)
+        plan = Backwards.of(self.cell, *arguments, self.order).plan
+
+        def keep(step):
+            if not self.recompute:
+                return pack(step, plan)
+            return step.carry[:-1] if plan.outputs_h else step.carry
+
+        time = self.order.time(sequences.xs)
+        size = self._size(weights, sequences) if self.recompute else time
+        result, kept = self._run_blocks(size, *arguments, keep=keep)
+        return result, (weights, sequences, result[1], kept)
 
     def backward(self, saved, cotangents):
         """Returns the cotangents of the arguments of `run`."""
-        weights, sequences, ys, left = saved
+        weights, sequences, ys, kept = saved
         d_carry, d_ys = cotangents
 
         def pull_block(state, start, size, kept):
@@ -113,7 +116,7 @@ class _Fused:
             block = self._cut(start, size, sequences)
             y, d_y = cut((ys, d_ys), start, size, self.order.axis)
             d_carry, d_weights, d_block = self._pull_block(
-                weights, block, y, left, d_carry, d_y
+                weights, block, y, kept, d_carry, d_y
             )
             gradients = jax.tree.map(jnp.add, gradients, d_weights)
             return (d_carry, gradients, self._paste(d_sequences, d_block, start)), None
@@ -126,7 +129,7 @@ class _Fused:
             jax.tree.map(jnp.zeros_like, sequences._replace(valid=None)),
         )
         state, _ = over_blocks(
-            pull_block, state, time, size, left, not self.order.reverse
+            pull_block, state, time, size, kept, not self.order.reverse
         )
         d_carry, gradients, d_sequences = state
         d_weights = jax.tree.map(lambda g, w: g.astype(w.dtype), gradients, weights)
@@ -155,13 +158,16 @@ class _Fused:
         state = (carry, buffers_like(y, time, self.order.axis))
         return over_blocks(run_block, state, time, size, reverse=self.order.reverse)
 
-    def _pull_block(self, weights, block, ys, left, d_carry, d_ys):
+    def _pull_block(self, weights, block, ys, kept, d_carry, d_ys):
         """Returns cotangents: of the carry before a block, the weights, the block."""
-        first, residuals = left
+        first, residuals = kept
         loop = Backwards.of(self.cell, weights, d_carry, block, self.order)
-        hs = states_before(first, ys, block, self.order)
+        hs = None
+        if loop.plan.outputs_h:
+            hs = states_before(first, ys, block.valid, self.order)
         if self.recompute:
-            carries = jax.tree.unflatten(jax.tree.structure(d_carry), (*residuals, hs))
+            leaves = residuals if hs is None else (*residuals, hs)
+            carries = jax.tree.unflatten(jax.tree.structure(d_carry), leaves)
             residuals = loop.recompute(carries)
         return loop.run(hs, residuals, d_carry, d_ys)
 

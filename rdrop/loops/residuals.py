@@ -24,13 +24,13 @@ class StepResiduals(NamedTuple):
     """Values of one step, or of all steps with a time axis; None if not kept.
 
     Attributes:
-        memory: leaves of the carry before the step, other than h.
+        carry: leaves of the carry before the step.
         z: the projected input.
         products: results of the matrix products.
         values: results of the other operations of the tape.
     """
 
-    memory: Any
+    carry: Any
     z: Any
     products: Any
     values: Any
@@ -44,6 +44,8 @@ class Plan(NamedTuple):
         groups: of the values that it reads, by index: each group is kept in one array.
         reads_last: for each group, whether it is read after the loop over time, for the
             gradients of the kernels.
+        outputs_h: whether the output is the h that the next step sees, so that h need
+            not be kept.
         direct: names of the weights that the step uses outside of matrix products.
         same_as_z: for each product, whether its cotangent is the cotangent of z.
     """
@@ -51,6 +53,7 @@ class Plan(NamedTuple):
     reads: StepResiduals
     groups: list[list[int]]
     reads_last: list[bool]
+    outputs_h: bool
     direct: list[str]
     same_as_z: list[bool]
 
@@ -80,8 +83,8 @@ def record(
     """
     tape = Recorder()
     stepped = cell.step(weights, carry, z, masks, tape)
-    memory = jax.tree.leaves(carry)[:-1]
-    return stepped, StepResiduals(memory, z, tape.products, tape.values), tape.kernels
+    step = StepResiduals(jax.tree.leaves(carry), z, tape.products, tape.values)
+    return stepped, step, tape.kernels
 
 
 def pull(
@@ -89,7 +92,7 @@ def pull(
     weights: Weights,
     direct: list[str],
     transposed: list[Any],
-    carry: Carry,
+    like: Carry,
     step: StepResiduals,
     masks: Masks,
     d_stepped: tuple[Carry, Float[Array, "B H"]],
@@ -101,7 +104,7 @@ def pull(
         weights: as the cell uses them.
         direct: names of weights whose cotangents are wanted.
         transposed: the transposed kernels.
-        carry: the carry before the step; its memory is taken from `step`.
+        like: a carry, for its structure.
         step: all values of the step; the ones that are not read may be zeros.
         masks: of the step.
         d_stepped: cotangents of the new carry and of the output.
@@ -113,6 +116,7 @@ def pull(
 
     some = {name: weights[name] for name in direct}
     taps = jax.tree.map(jnp.zeros_like, step.products)
+    carry = jax.tree.unflatten(jax.tree.structure(like), step.carry)
     arguments = (some, carry, step.z, masks, taps)
     _, back = jax.vjp(replayed, *arguments)
     return Cotangents(*back(d_stepped))
@@ -121,12 +125,13 @@ def pull(
 def operands_of(
     cell: Recurrence,
     weights: Weights,
-    carry: Carry,
+    like: Carry,
     step: StepResiduals,
     masks: Masks,
 ) -> list[list[Float[Array, "B K"]]]:
     """Returns the left operands of the matrix products of a step, masks applied."""
     tape = OperandTape(step.products, step.values)
+    carry = jax.tree.unflatten(jax.tree.structure(like), step.carry)
     cell.step(weights, carry, step.z, masks, tape)
     return tape.operands
 
@@ -142,27 +147,33 @@ def plan_of(
     stepped, step, kernels = record(cell, weights, carry, z, masks)
     transposed = [kernel.T for kernel in kernels]
 
-    def replayed(weights, step, carry):
-        tape = Replay(step.products, step.values, transposed, step.products)
-        return cell.step(weights, with_memory(carry, step), step.z, masks, tape)
+    def advanced(carry):
+        return record(cell, weights, carry, z, masks)[0]
 
-    def pulled(step, weights, carry):
-        carry = with_memory(carry, step)
+    def replayed(weights):
+        tape = Replay(step.products, step.values, transposed, step.products)
+        return cell.step(weights, carry, z, masks, tape)
+
+    def pulled(step):
         return pull(cell, weights, direct, transposed, carry, step, masks, stepped)
 
-    def operands(step, carry):
-        return operands_of(cell, weights, with_memory(carry, step), step, masks)
+    def operands(step):
+        return operands_of(cell, weights, carry, step, masks)
 
-    (reads_weights, *_), _ = _inspect(replayed, weights, step, carry)
+    _, (new, y) = _inspect(advanced, carry)
+    outputs_h = jax.tree.leaves(new)[-1] is y
+    reads_weights, _ = _inspect(replayed, weights)
     direct = [name for name in weights if reads_weights[name]]
-    (reads_back, *_), cotangents = _inspect(pulled, step, weights, carry)
-    (reads_last, _), _ = _inspect(operands, step, carry)
+    reads_back, cotangents = _inspect(pulled, step)
+    reads_last, _ = _inspect(operands, step)
     reads = jax.tree.map(operator.or_, reads_back, reads_last)
+    if outputs_h:
+        reads.carry[-1] = False
     same = [product is cotangents.z for product in cotangents.products]
     last = jax.tree.leaves(_kept(reads_last, reads))
     groups = _groups(step, reads)
     long = [any(last[n] for n in group) for group in groups]
-    return Plan(reads, groups, long, direct, same)
+    return Plan(reads, groups, long, outputs_h, direct, same)
 
 
 def pack(step: StepResiduals, plan: Plan) -> list[Float[Array, "..."]]:
@@ -174,20 +185,31 @@ def pack(step: StepResiduals, plan: Plan) -> list[Float[Array, "..."]]:
 
 
 def unpack(
-    arrays: list[Float[Array, "..."]], plan: Plan, example: StepResiduals
+    arrays: list[Float[Array, "..."]],
+    plan: Plan,
+    example: StepResiduals,
+    h: Float[Array, "B H"] | None,
 ) -> StepResiduals:
-    """Returns the values of a step, with zeros for the ones that were not kept."""
+    """Returns the values of a step, with zeros for the ones that were not kept.
+
+    Args:
+        arrays: as `pack` returns them.
+        plan: of the cell.
+        example: all values of a step.
+        h: the h before the step, if the plan says that it is not kept.
+    """
     like, structure = jax.tree.flatten(_kept(example, plan.reads))
     values = list(like)
     for group, array in zip(plan.groups, arrays, strict=True):
         ends = np.cumsum([like[n].shape[-1] for n in group])[:-1]
         for n, value in zip(group, jnp.split(array, ends, axis=-1), strict=True):
             values[n] = value
-    return jax.tree.map(
+    step = jax.tree.map(
         lambda like, value: jnp.zeros_like(like) if value is None else value,
         example,
         jax.tree.unflatten(structure, values),
     )
+    return step if h is None else step._replace(carry=[*step.carry[:-1], h])
 
 
 def _kept(step, reads):
@@ -213,21 +235,14 @@ def _groups(step: StepResiduals, reads: StepResiduals) -> list[list[int]]:
     return [chosen, *alone] if chosen else alone
 
 
-def with_memory(like: Carry, step: StepResiduals, h: Any = None) -> Carry:
-    """Returns a carry with the memory of a step, and with `h` or the one of `like`."""
-    *_, own = jax.tree.leaves(like)
-    leaves = (*step.memory, own if h is None else h)
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _inspect(function, *arguments):
-    """Returns which leaves of the arguments a function reads, and its results.
+def _inspect(function, argument):
+    """Returns which leaves of the argument a function reads, and its results.
 
     The results are variables of the function's program: the same one for results that
     are one value.
     """
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    reads = jax.tree.unflatten(jax.tree.structure(arguments), _reads(closed.jaxpr))
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(argument)
+    reads = jax.tree.unflatten(jax.tree.structure(argument), _reads(closed.jaxpr))
     results = jax.tree.unflatten(jax.tree.structure(shapes), closed.jaxpr.outvars)
     return reads, results
 

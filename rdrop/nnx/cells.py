@@ -128,7 +128,7 @@ class Cell(nnx.RNNCellBase):
         self.dropout = nnx.data(dropout)
         self.own: Any = nnx.data(None if dropout is None else OwnKeys(rngs))
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         carry: Carry,
         x: Float[Array, "B D"],

@@ -18,7 +18,7 @@ PAGES = {
 }
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
-OPTIONAL = ("h5py", "keras", "matplotlib", "optax", "orbax", "safetensors", "torch")
+OPTIONAL = ("chex", "h5py", "keras", "matplotlib", "optax", "orbax", "safetensors", "torch")
 QUICK = ("docs/question.md",)  # the README states as quickly what others show
 SNIPPET = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
 
