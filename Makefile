@@ -1,9 +1,11 @@
 # Ordinary venv and pip, wrapped; the README gives the plain commands.
 
 PYTHON ?= python3
+NEWEST ?= python3.13
+TESTS ?=
 BIN := .venv/bin
 
-.PHONY: ablation methods concrete bench docs test test-slow oracles lint format clean help
+.PHONY: ablation methods concrete bench docs test test-slow test-newest oracles lint format clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,11 +27,14 @@ bench: .venv/.ready-bench ## time rdrop's loops beside Keras, PyTorch and flax
 docs: .venv/.ready-docs ## build the documentation in site/, warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-test: .venv/.ready ## run the quick tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: .venv/.ready ## run the quick tests; TESTS=path for some of them
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
 
 test-slow: .venv/.ready ## run the tests that take minutes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(TESTS)
+
+test-newest: .venv-newest/.ready ## run the quick tests on the newest Python and jax
+	.venv-newest/bin/python -m pytest -n auto --dist loadfile $(TESTS)
 
 oracles: .venv/.ready-oracles ## install Keras and PyTorch, to compare with
 
@@ -42,14 +47,19 @@ format: .venv/.ready-dev ## format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## remove the environment, the caches and the site, not the runs
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info site
+clean: ## remove the environments, the caches and the site, not the runs
+	rm -rf .venv .venv-newest .pytest_cache .mypy_cache .ruff_cache *.egg-info site
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 .venv/.ready: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[experiments,test]'
+	@touch $@
+
+.venv-newest/.ready: pyproject.toml
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[experiments,test]'
 	@touch $@
 
 .venv/.ready-oracles: .venv/.ready

@@ -3,20 +3,17 @@
 Some parts read well in a terminal, but would run together on a page: the numbered
 references of a module, equations that begin a line, and sections without a meaning in
 Google's style, such as "Symbols:", which griffe would put into a box. Griffe would not
-recognise the doctests of "Example:". Griffe does not import rdrop, so the docstrings
-that are completed at import are taken from the imported class.
+recognise the doctests of "Example:".
 """
 
-import inspect
 import re
 from typing import Any
 
 import griffe
 
-import rdrop
-
-# Stands for the attributes of `Dropout` and `Masks`, one per row of `rdrop.sites`.
-PLACEHOLDER = "{sites}"
+# rdrop inserts one attribute per site at import, which griffe does not see.
+SITES = "Attributes:\n{sites}"
+TABLE = "Attributes: one per site, as in the table below."
 TITLES = ("References", "Symbols", "Parameters")
 SECTION = re.compile(
     rf"^((?:{'|'.join(TITLES)})(?: \([^)]*\))?):\n((?: .*\n?|\n)+)", re.M
@@ -38,12 +35,8 @@ class Readable(griffe.Extension):
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called by griffe for every object that it has read."""
-        if not obj.docstring:
-            return
-        text = obj.docstring.value
-        if PLACEHOLDER in text:
-            text = inspect.getdoc(getattr(rdrop, obj.name)) or ""
-        obj.docstring.value = readable(text)
+        if obj.docstring:
+            obj.docstring.value = readable(obj.docstring.value)
 
 
 def readable(text: str) -> str:
@@ -52,6 +45,7 @@ def readable(text: str) -> str:
     Args:
         text: the docstring without its indentation.
     """
+    text = text.replace(SITES, TABLE)
     text = SECTION.sub(_section, EQUATION.sub(_equation, text))
     text = TOGETHER.sub(_one_by_one, text)
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.M)

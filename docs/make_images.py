@@ -1,4 +1,4 @@
-"""Draws the pictures of the README: `python docs/make_images.py`."""
+"""Pictures of the README: `python docs/make_images.py`."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from rdrop import plot, presets
 IMAGES = Path(__file__).parent / "images"
 UNITS, TIME = 6, 4
 METHODS = {
-    "Keras: held over the sequence, a mask a gate": presets.keras(0.4, 0.4),
+    "Keras: held over the sequence, one mask per gate": presets.keras(0.4, 0.4),
     "Gal (tied): held over the sequence, gates share": presets.gal(0.4, 0.4),
     "Zaremba: vertical arrows only, new at each step": presets.zaremba(0.4),
     "Semeniuta: only what is added to the memory": presets.semeniuta(0.4),
@@ -23,8 +23,8 @@ Keras' dropout masks x into the cell.
 Horizontal arrows, orange: the recurrent stream.
 Keras' recurrent_dropout masks h into the cell.
 
-A strip is a mask, a square a unit, a row a gate
-where each gate has its own.
+A strip is a mask, a square a unit. There is one row
+per gate if each gate has its own mask.
 
 filled: passes      crossed out: dropped"""
 

@@ -1,8 +1,8 @@
-"""Uncertainty: Monte Carlo dropout beside the deterministic pass, on Japanese Vowels.
+"""Uncertainty: Monte Carlo dropout and the deterministic pass, on Japanese Vowels.
 
-An LSTM learns with dropout on x and h to tell nine speakers apart. Normal noise is
-added to the frames that it is tested on, lest nearly all answers be right and nothing
-be left to doubt. The temperatures are fitted on held-out utterances, as noisy.
+An LSTM learns with dropout on x and h to tell nine speakers apart. Without noise nearly
+all of its answers are right, so normal noise is added to the frames of the test. The
+temperatures are fitted on held-out utterances with the same noise.
 
     python -m examples.uncertainty
 """

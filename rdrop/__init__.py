@@ -69,4 +69,4 @@ __all__ = [
     "stream_keys",
     "temporal_activation_regulariser",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -13,18 +13,22 @@ NOISE_IS_A_VALUE = (
     "Bernoulli(0.2), recurrent=rdrop.Bernoulli(0.5)), or "
     "rdrop.presets.keras(dropout, recurrent_dropout)"
 )
+SIZE = "the size of a cell is called `units`"
+RESULTS = "a layer returns the final carry and all outputs"
+KEYS = "pass `keys`, which rdrop.stream_keys(key) makes of one key"
 ADVICE = {
     **dict.fromkeys(("training", "train", "deterministic"), NO_TRAINING_FLAG),
-    "recurrent_dropout": NOISE_IS_A_VALUE,
-    "rngs": "pass `rngs` to `module.apply`, or explicit `keys`",
+    **dict.fromkeys(("dropout", "recurrent_dropout"), NOISE_IS_A_VALUE),
+    **dict.fromkeys(("features", "hidden_features", "hidden_size"), SIZE),
+    **dict.fromkeys(("return_sequences", "return_state", "return_carry"), RESULTS),
+    **dict.fromkeys(("key", "rng"), KEYS),
+    "rngs": "pass `rngs` to `apply` of a linen module, and nnx.Rngs to an nnx layer as "
+    "`keys`",
     "mask": "pass `lengths`, the number of valid steps of each sequence",
     "seq_lengths": "the argument is called `lengths`",
-    "return_sequences": "a layer returns the final carry and all outputs",
-    "return_state": "a layer returns the final carry and all outputs",
-    "features": "the size of a cell is called `units`",
-    "hidden_size": "the size of a cell is called `units`",
     "go_backwards": "the argument is called `reverse`",
     "batch_first": "the argument is called `time_major`, False by default",
+    "merge_mode": "the outputs of both directions are concatenated",
 }
 
 
@@ -40,16 +44,21 @@ def reject_unknown(
     """
     for name in unknown:
         close = difflib.get_close_matches(name, known, 1)
-        hint = ADVICE.get(name) or (f"did you mean `{close[0]}`?" if close else "")
+        hint = f" Did you mean `{close[0]}`?" if close else ""
+        if name in ADVICE:
+            hint = f" Hint: {ADVICE[name]}."
         raise TypeError(
-            f"{who} has no argument `{name}`; it has {', '.join(known)}."
-            + (f" Hint: {hint}." if hint else "")
+            f"{who} has no argument `{name}`; it has {', '.join(known)}.{hint}"
         )
 
 
 def describe(value: Any) -> str:
     """Returns the type of a value with the package that it comes from."""
     kind = type(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, (list, tuple)):
+        return f"{kind.__name__} of {', '.join(map(describe, value)) or 'nothing'}"
     package = kind.__module__.split(".")[0]
     if package == "builtins":
         return repr(value)

@@ -15,6 +15,7 @@ from jax.nn.initializers import glorot_uniform, orthogonal, zeros
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from rdrop.arguments import check_count
 from rdrop.cells.masking import Weights
 from rdrop.cells.tape import Tape
 from rdrop.dropout import Masks
@@ -37,6 +38,9 @@ class Recurrence:
             inputs and parameters.
         param_dtype: dtype of the parameters.
         GATES: number of blocks of H columns in the kernels.
+
+    Raises:
+        ValueError: `units` is not an integer of 1 or more.
     """
 
     units: int
@@ -44,6 +48,9 @@ class Recurrence:
     param_dtype: DTypeLike = jnp.float32
 
     GATES: ClassVar[int] = 1
+
+    def __post_init__(self):
+        check_count("units", self.units)
 
     def sites(self, features: int) -> dict[str, Site]:
         """Returns the size of each noise site for inputs of `features` units.

@@ -35,7 +35,7 @@ class Tape:
         return masked_matmul(x.astype(kernel.dtype), mask, kernel)
 
     def tanh(self, x: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]:
-        """Computes the hyperbolic tangent; the backward pass needs the result, not x."""
+        """Computes tanh of x; the backward pass reads the result, not x."""
         return jnp.tanh(x)
 
     def sigmoid(self, x: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]:

@@ -1,6 +1,7 @@
 """Cells as `flax.linen` modules: they own the parameters of `rdrop.cells`."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from rdrop import cells
 from rdrop.advice import describe, reject_unknown
+from rdrop.arguments import check_count
 from rdrop.dropout import Dropout, Masks
 from rdrop.keys import StreamKeys
 from rdrop.linen.rngs import (
@@ -37,6 +39,27 @@ class Advised:
         return super().__new__(cls)
 
 
+def check_call(module: nn.Module, unknown: Iterable[str], known: Iterable[str]) -> None:
+    """Raises if a module has no parameters, or does not have an argument.
+
+    Args:
+        module: a cell or a layer.
+        unknown: names of arguments that its call does not have.
+        known: names of those that it has.
+
+    Raises:
+        RuntimeError: it was called directly and not by `init` or `apply`.
+        TypeError: an unknown argument.
+    """
+    name = type(module).__name__
+    if module.scope is None:
+        raise RuntimeError(
+            f"{name} must be called by `apply`: params = module.init(key, ...), then "
+            "module.apply(params, ...). Modules of rdrop.nnx are called directly."
+        )
+    reject_unknown(name, unknown, known)
+
+
 class Cell(Advised, nn.RNNCellBase):
     """A recurrence with noise; use one of the cells, or define your own.
 
@@ -55,6 +78,7 @@ class Cell(Advised, nn.RNNCellBase):
 
     Raises:
         TypeError: an unknown argument, or `dropout` is not a `Dropout`.
+        ValueError: `units` is not an integer of 1 or more.
     """
 
     units: int
@@ -65,9 +89,10 @@ class Cell(Advised, nn.RNNCellBase):
     EQUATIONS: ClassVar[type[cells.Recurrence]]
 
     def __post_init__(self):
+        check_count("units", self.units)
         if not isinstance(self.dropout, Dropout | Masks | None):
             raise TypeError(
-                "`dropout` must be a rdrop.Dropout, such as rdrop.Dropout(recurrent="
+                "`dropout` must be an rdrop.Dropout, such as rdrop.Dropout(recurrent="
                 f"rdrop.Bernoulli(0.5)), or None, got {describe(self.dropout)}."
             )
         super().__post_init__()
@@ -127,12 +152,13 @@ class Cell(Advised, nn.RNNCellBase):
             The new carry, and the output y.
 
         Raises:
+            RuntimeError: the module is called without `init` or `apply`.
             TypeError: `keys` are not typed, or `dropout` is of another type.
             ValueError: wrong ranks or sizes, a site that the cell does not have, or a
                 rate that does not broadcast; one of the two rng collections alone, or
                 noise that depends on the step together with rng collections.
         """
-        reject_unknown("A cell", unknown, ("carry", "x", "dropout", "keys"))
+        check_call(self, unknown, ("carry", "x", "dropout", "keys"))
         dropout, drawn = self.noise(dropout, keys)
         if drawn is not keys:
             check_lifetimes(dropout)

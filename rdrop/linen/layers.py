@@ -9,10 +9,10 @@ from typing import Any
 
 from flax import linen as nn
 
-from rdrop.advice import describe, reject_unknown
+from rdrop.advice import describe
 from rdrop.cells import Carry
 from rdrop.keys import StreamKeys
-from rdrop.linen.cells import Advised, Cell
+from rdrop.linen.cells import Advised, Cell, check_call
 from rdrop.loops import (
     Call,
     Loop,
@@ -104,12 +104,13 @@ class RNN(Advised, nn.Module):
             The final carry, and the outputs, [B, T, H] or [T, B, H].
 
         Raises:
+            RuntimeError: the module is called without `init` or `apply`.
             TypeError: `keys` are not typed, or `dropout` is of another type.
             ValueError: wrong ranks or sizes, lengths outside [0, T], a site that the
                 cell does not have, or a rate that does not broadcast; one of the rng
                 collections `inputs` and `recurrent` alone.
         """
-        reject_unknown("A layer", unknown, ARGUMENTS)
+        check_call(self, unknown, ARGUMENTS)
         dropout, keys = self.cell.noise(dropout, keys)
         return run_sequences(
             self.cell.equations,
@@ -176,7 +177,7 @@ class Bidirectional(Advised, nn.Module):
         Returns:
             The pair of final carries, and the outputs of both side by side, [..., 2H].
         """
-        reject_unknown("A layer", unknown, ARGUMENTS)
+        check_call(self, unknown, ARGUMENTS)
         call = Call(xs, dropout, keys, initial_carry, lengths)
         return run_both_ways(self.forward_rnn, self.backward_rnn, call)
 
@@ -207,6 +208,12 @@ class Stack(Advised, nn.Module):
 
     layers: Sequence[RNN | Bidirectional]
 
+    def __new__(cls, *values: Any, **named: Any):
+        """Raises a TypeError for layers that are not in one list."""
+        if len(values) > 1:
+            check_layers(values[0], values[1:], nn.Module, Cell)
+        return super().__new__(cls, *values, **named)
+
     def __post_init__(self):
         check_layers(self.layers, (), nn.Module, Cell)
         check_distinct("layers", self.layers)
@@ -236,7 +243,7 @@ class Stack(Advised, nn.Module):
         Returns:
             The final carries, one per layer, and the outputs of the last layer.
         """
-        reject_unknown("A layer", unknown, ARGUMENTS)
+        check_call(self, unknown, ARGUMENTS)
         call = Call(xs, dropout, keys, initial_carry, lengths)
         return run_in_turn(self.layers, call)
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rdrop.advice import describe
 from rdrop.cells import Carry, Recurrence, Tape, Weights, mask_units
 from rdrop.cells.masking import drop_weights
 from rdrop.cells.recurrence import has_affine
@@ -78,7 +79,9 @@ def run_step(
     Returns:
         The new carry, and the output.
     """
-    if x.ndim != 2:
+    if not hasattr(x, "shape"):
+        raise ValueError(f"`x` must be an array [B, D], got {describe(x)}.")
+    if len(x.shape) != 2:
         raise ValueError(f"`x` must have the axes [B, D], got shape {x.shape}.")
     batch, features = x.shape
     check_carry("carry", carry, cell, batch)
@@ -201,10 +204,11 @@ def check_carry(name: str, carry: Any, cell: Recurrence, batch: int) -> None:
     if not same:
         shape = jax.tree.leaves(expected)[-1].shape
         parts = "a tuple (c, h), each" if isinstance(expected, tuple) else "h"
-        got = [f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in leaves]
+        each = [f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in leaves]
+        kind = "" if leaves and leaves[0] is carry else f"{type(carry).__name__} of "
+        got = kind + ", ".join(each) if leaves else describe(carry)
         raise ValueError(
-            f"`{name}` must be {parts} of floats of shape [B, H] = {shape}, got "
-            f"{type(carry).__name__} of {', '.join(got)}."
+            f"`{name}` must be {parts} of floats of shape [B, H] = {shape}, got {got}."
         )
 
 

@@ -29,15 +29,34 @@ def stream_keys(rngs: nnx.Rngs) -> StreamKeys:
     Raises:
         ValueError: it has none of these.
     """
-    if "default" not in rngs and "dropout" in rngs and "inputs" not in rngs:
+    if _has_dropout_only(rngs):
         return rdrop.keys.stream_keys(rngs.dropout())
-    try:
-        return StreamKeys(inputs=rngs.inputs(), recurrent=rngs.recurrent())
-    except AttributeError:
+    return StreamKeys(inputs=rngs.inputs(), recurrent=rngs.recurrent())
+
+
+def _has_dropout_only(rngs) -> bool:
+    """Returns whether `dropout` is the stream of noise; raises if there is none."""
+    named = [name for name in ("inputs", "recurrent") if name in rngs]
+    if "default" in rngs or len(named) == 2:
+        return False
+    if "dropout" not in rngs or named:
         raise ValueError(
             "`rngs` must have the streams `inputs` and `recurrent`, or `dropout`, or a "
-            f"default one, nnx.Rngs(0); got {sorted(rngs)}."
-        ) from None
+            f"default one, nnx.Rngs(0); got {', '.join(sorted(rngs)) or 'none'}."
+        )
+    return True
+
+
+def _check_rngs(rngs) -> None:
+    """Raises unless a cell can make its parameters from the streams of `rngs`."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"`rngs` must be nnx.Rngs, got {describe(rngs)}.")
+    if not {"default", "params"} & set(rngs):
+        raise ValueError(
+            "`rngs` must have the stream `params`, from which parameters are drawn, or "
+            "a default one: nnx.Rngs(0), or nnx.Rngs(params=0, dropout=1); got "
+            f"{', '.join(sorted(rngs)) or 'none'}."
+        )
 
 
 class SequenceKeys(nnx.Variable):
@@ -52,7 +71,7 @@ class OwnKeys(nnx.Module):
     """
 
     def __init__(self, rngs: nnx.Rngs):
-        if "default" not in rngs and "dropout" in rngs and "inputs" not in rngs:
+        if _has_dropout_only(rngs):
             self.streams = nnx.Rngs(dropout=rngs.dropout.fork())
         else:
             self.streams = nnx.Rngs(
@@ -95,7 +114,9 @@ class Cell(nnx.RNNCellBase):
             `rdrop.Cell`, and for example `reset_after` of a GRU.
 
     Raises:
-        TypeError: an unknown option, or `dropout` is not a `Dropout`.
+        TypeError: an unknown option, `dropout` is not a `Dropout`, or `rngs` are not
+            `nnx.Rngs`.
+        ValueError: `units` is not an integer of 1 or more, or `rngs` lack a stream.
     """
 
     EQUATIONS: ClassVar[type[cells.Recurrence]]
@@ -116,8 +137,9 @@ class Cell(nnx.RNNCellBase):
         reject_unknown(type(self).__name__, unknown, (*known, "dropout", "rngs"))
         if not isinstance(dropout, Dropout | Masks | None):
             raise TypeError(
-                f"`dropout` must be a rdrop.Dropout or None, got {describe(dropout)}."
+                f"`dropout` must be an rdrop.Dropout or None, got {describe(dropout)}."
             )
+        _check_rngs(rngs)
         self.in_features = in_features
         self.equations = self.EQUATIONS(units, **options)
         made = self.equations.parameters(in_features)
@@ -154,7 +176,8 @@ class Cell(nnx.RNNCellBase):
         Raises:
             TypeError, ValueError: as the linen cell.
         """
-        reject_unknown("A cell", unknown, ("carry", "x", "dropout", "keys"))
+        known = ("carry", "x", "dropout", "keys")
+        reject_unknown(type(self).__name__, unknown, known)
         dropout, drawn = self.noise(dropout, keys)
         result = run_step(self.equations, self.weights, carry, x, dropout, drawn)
         if drawn is not keys:

@@ -34,9 +34,10 @@ class RNN(nnx.Module):
     Args:
         cell: the recurrence, for example `LSTMCell(12, 128, rngs=rngs)`.
         time_major, reverse, loop: as in `rdrop.RNN`.
+        unknown: none; other arguments are rejected.
 
     Raises:
-        TypeError: `cell` is not an nnx cell of rdrop.
+        TypeError: `cell` is not an nnx cell of rdrop, or an unknown argument.
         ValueError: `loop` is another word.
 
     Example:
@@ -55,7 +56,9 @@ class RNN(nnx.Module):
         time_major: bool = False,
         reverse: bool = False,
         loop: Loop = "fused",
+        **unknown: Any,
     ):
+        reject_unknown("RNN", unknown, ("cell", "time_major", "reverse", "loop"))
         check_cell("cell", cell)
         check_loop(loop)
         self.cell = cell
@@ -95,7 +98,7 @@ class RNN(nnx.Module):
         Raises:
             TypeError, ValueError: as `rdrop.RNN`.
         """
-        reject_unknown("A layer", unknown, ARGUMENTS)
+        reject_unknown(type(self).__name__, unknown, ARGUMENTS)
         keys = _explicit(keys)
         begins = initial_carry is None if new_sequence is None else new_sequence
         dropout, drawn = self.cell.noise(dropout, keys, begins)
@@ -117,9 +120,10 @@ class Bidirectional(nnx.Module):
         forward: the cell that runs from the first step to the last.
         backward: the cell that runs from the last step to the first.
         time_major, loop: as in `rdrop.RNN`.
+        unknown: none; other arguments are rejected.
 
     Raises:
-        TypeError: not two nnx cells of rdrop.
+        TypeError: not two nnx cells of rdrop, or an unknown argument.
         ValueError: both are the same module; `loop` as in `RNN`.
     """
 
@@ -130,7 +134,10 @@ class Bidirectional(nnx.Module):
         *,
         time_major: bool = False,
         loop: Loop = "fused",
+        **unknown: Any,
     ):
+        known = ("forward", "backward", "time_major", "loop")
+        reject_unknown("Bidirectional", unknown, known)
         check_cell("forward", forward)
         check_cell("backward", backward)
         check_distinct("forward, backward", (forward, backward))
@@ -163,7 +170,7 @@ class Bidirectional(nnx.Module):
         Returns:
             The pair of final carries, and the outputs of both side by side, [..., 2H].
         """
-        reject_unknown("A layer", unknown, ARGUMENTS)
+        reject_unknown(type(self).__name__, unknown, ARGUMENTS)
         call = Call(xs, dropout, _explicit(keys), initial_carry, lengths)
         layers = (self.forward, self.backward)
         forward, backward = (
@@ -214,7 +221,7 @@ class Stack(nnx.Module):
         Returns:
             The final carries, one per layer, and the outputs of the last layer.
         """
-        reject_unknown("A layer", unknown, ARGUMENTS)
+        reject_unknown(type(self).__name__, unknown, ARGUMENTS)
         call = Call(xs, dropout, _explicit(keys), initial_carry, lengths)
         layers = [partial(layer, new_sequence=new_sequence) for layer in self.layers]
         return run_in_turn(layers, call)

@@ -18,7 +18,16 @@ PAGES = {
 }
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
-OPTIONAL = ("chex", "h5py", "keras", "matplotlib", "optax", "orbax", "safetensors", "torch")
+OPTIONAL = [
+    "chex",
+    "h5py",
+    "keras",
+    "matplotlib",
+    "optax",
+    "orbax",
+    "safetensors",
+    "torch",
+]
 QUICK = ("docs/question.md",)  # the README states as quickly what others show
 SNIPPET = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
 
@@ -112,8 +121,10 @@ def test_the_site_builds_without_a_warning_or_a_foreign_asset(tmp_path):
     site.plugins.on_startup(command="build", dirty=False)
     build.build(site)
     assert "semeniuta" in (tmp_path / "question/index.html").read_text()
+    assert "h into U" in (tmp_path / "reference/dropout/index.html").read_text()
     for page in tmp_path.rglob("*.html"):
         text = page.read_text()
+        assert "{sites}" not in text, page
         assets = re.findall(r"""<(?:img|script|source)\b[^>]*\bsrc="([^"]*)""", text)
         assets += re.findall(r"""<link\b[^>]*\bhref="([^"]*)""", text)
         assert [asset for asset in assets if "//" in asset] == [], page

@@ -20,8 +20,6 @@ from experiments import axes, results
 from experiments.__main__ import main
 from experiments.results import StorageError, Store
 
-# Processes compile fast and run slowly; they are compared with each other only.
-FAST = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 SMALL = [
     "--seeds",
     "1",
@@ -50,7 +48,6 @@ def ablate(pytestconfig):
         return subprocess.run(
             command(config, *arguments),
             cwd=pytestconfig.rootpath,
-            env=FAST,
             capture_output=True,
             text=True,
             check=False,
@@ -229,7 +226,6 @@ def replay(folder, number):
     return subprocess.run(
         [sys.executable, "-m", "experiments", "replay", line],
         cwd=Path(__file__).parents[2],
-        env=FAST,
         capture_output=True,
         text=True,
         check=False,
@@ -249,7 +245,6 @@ def test_a_signal_keeps_what_was_done_and_the_command_goes_on(
     process = subprocess.Popen(
         command("configs/vowels_plane.toml", *arguments),
         cwd=pytestconfig.rootpath,
-        env=FAST,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -313,7 +308,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(
         process = subprocess.Popen(
             command("configs/vowels_plane.toml", *LONGER, "--out", str(out)),
             cwd=pytestconfig.rootpath,
-            env=FAST,
             stdout=subprocess.DEVNULL,
         )
         time.sleep(moments.uniform(0.3, 0.9) * seconds)
@@ -445,7 +439,6 @@ def test_two_processes_give_the_lanes_of_one(
                 *f"--processes 2 --process {number}".split(),
             ),
             cwd=pytestconfig.rootpath,
-            env=FAST,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
