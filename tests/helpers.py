@@ -1,15 +1,53 @@
 """Helpers that several folders of tests share."""
 
+import functools
 import math
 
 import chex
 import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+# Compiles in half the time. Bitwise claims about optimised programs use `jax.jit`.
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def traced_once(function):
     """Returns a plain function compiled; a second trace of it fails."""
     chex.clear_trace_counter()
     return jax.jit(chex.assert_max_traces(function, n=1))
+
+
+def quickly(values, *quick):
+    """Returns parameters of which all but the quick ones are left to the slow suite."""
+    return [
+        value if value in quick else pytest.param(value, marks=pytest.mark.slow)
+        for value in values
+    ]
+
+
+def random_like(tree, seed=0):
+    """Returns normal float64 numbers in the shapes of a tree."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), tree)
+
+
+def stack_trees(trees):
+    """Returns one tree of stacked leaves."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def assert_close(actual, expected, tolerance=1e-12):
+    """Checks that two trees agree to a relative or an absolute tolerance."""
+    chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def assert_all_matter(tree):
+    """Checks that no leaf is all zeros, so that agreement shows something."""
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def assert_frequency(count, trials, probability, sigmas=5.0):
