@@ -15,16 +15,22 @@ quick_jit = functools.partial(
 )
 
 
-def traced_once(function):
+def traced_once(function, jit=jax.jit):
     """Returns a plain function compiled; a second trace of it fails."""
     chex.clear_trace_counter()
-    return jax.jit(chex.assert_max_traces(function, n=1))
+    return jit(chex.assert_max_traces(function, n=1))
 
 
 def quickly(values, *quick):
-    """Returns parameters of which all but the quick ones are left to the slow suite."""
+    """Returns parameters of which all but the quick ones are left to the slow suite.
+
+    A tuple holds the values of several parameters.
+    """
     return [
-        value if value in quick else pytest.param(value, marks=pytest.mark.slow)
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=[] if value in quick else pytest.mark.slow,
+        )
         for value in values
     ]
 

@@ -106,7 +106,9 @@ def test_library_modules_import_from_the_floors_below(path):
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
 def test_equations_and_loops_import_no_flax(path):
     if package_of(module_of(path)) in WITHOUT_FLAX:
-        assert "flax" not in {module.split(".")[0] for module, _ in imports(parse(path))}
+        assert "flax" not in {
+            module.split(".")[0] for module, _ in imports(parse(path))
+        }
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)

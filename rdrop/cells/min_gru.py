@@ -10,6 +10,7 @@ References:
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -67,14 +68,14 @@ class MinGRU(Recurrence):
         tape: Tape,
     ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
         """Advances h by one step; see `Recurrence.step`."""
-        factor, term = _new_state(z.astype(carry.dtype), masks, tape)
+        factor, term = _new_state(z.astype(carry.dtype), masks)
         return next_hidden(factor * carry + term, carry, masks.hidden_state)
 
     def affine(
         self, z: Float[Array, "*batch GH"], masks: Masks
     ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
         """Returns (a, b) such that the next step sees a * h + b."""
-        factor, term = _new_state(z, masks, Tape())
+        factor, term = _new_state(z, masks)
         mask = masks.hidden_state
         if not isinstance(mask, Mix):
             return mask_units(factor, mask), mask_units(term, mask)
@@ -82,8 +83,8 @@ class MinGRU(Recurrence):
         return next_state(factor, one, mask), next_state(term, zero, mask)
 
 
-def _new_state(a, masks, tape):
+def _new_state(a, masks):
     """Returns (factor, term) such that h_new = factor * h + term."""
     a_z, n = jnp.split(a, 2, axis=-1)
-    (z,) = mask_gates((tape.sigmoid(a_z),), masks.gates)
+    (z,) = mask_gates((jax.nn.sigmoid(a_z),), masks.gates)
     return 1 - z, z * mask_units(n, masks.update)

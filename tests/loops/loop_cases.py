@@ -112,7 +112,8 @@ def problem_of(layer, time=TIME, batch=BATCH):
     xs = jax.ShapeDtypeStruct(shape, np.float64)
     key = jax.random.key(0)
     (carry, _), params = jax.eval_shape(layer.init_with_output, key, xs)
-    return random_like(params, 1), random_like(xs, 2), random_like(carry, 3)
+    with jax.ensure_compile_time_eval():  # the result is kept
+        return random_like(params, 1), random_like(xs, 2), random_like(carry, 3)
 
 
 def with_gradients(layer, lengths=None, keys=None):

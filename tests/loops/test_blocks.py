@@ -6,22 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_fused import (
-    CELLS,
-    SETTINGS,
+from helpers import (
     assert_all_matter,
     assert_close,
-    curvature,
-    in_time,
-    large_layers,
-    loss_of,
-    masks_of,
-    memory,
-    memory_of_gradient,
-    problem_of,
     quick_jit,
-    results_of,
+    quickly,
+    stack_trees,
 )
+from loop_cases import CELLS, SETTINGS, loss_of, masks_of, problem_of, results_of
+from test_gradients import curvature
 
 import rdrop
 from rdrop.loops.blocks import LEAST_BYTES, LEAST_ROWS, over_blocks, steps_of_block
@@ -29,12 +22,6 @@ from rdrop.loops.blocks import LEAST_BYTES, LEAST_ROWS, over_blocks, steps_of_bl
 # Of the six steps: three blocks, and one of four with two left over.
 EVEN, WITH_REST = 2, 4
 every_size = pytest.mark.parametrize("size", [EVEN, WITH_REST])
-
-
-every_size_in_time = pytest.mark.parametrize(
-    "size", in_time([EVEN, WITH_REST], [WITH_REST])
-)
-every_cell_in_time = pytest.mark.parametrize("name", in_time(CELLS, ["lstm"]))
 
 
 @pytest.fixture
@@ -95,32 +82,37 @@ def test_every_step_is_in_one_block_and_has_its_own_leavings(time, size, reverse
 
 # Results.
 
+CASES = [
+    (name, size, setting)
+    for name in CELLS
+    for size in (EVEN, WITH_REST)
+    for setting in SETTINGS
+]
 
-@pytest.mark.parametrize("setting", in_time(SETTINGS, ["mixed_states"]))
-@every_size
-@every_cell_in_time
-def test_loop_without_gradient_is_the_plain_one(name, size, setting, in_blocks_of):
+
+@pytest.mark.parametrize(
+    ("name", "size", "setting"),
+    quickly(
+        CASES,
+        ("lstm", WITH_REST, "mixed_states"),
+        ("layer_norm_lstm", EVEN, "some_shared"),
+    ),
+)
+def test_results_in_blocks_are_those_of_the_plain_loop(
+    name, size, setting, in_blocks_of
+):
+    """Values and all gradients; and values if no derivative is taken."""
     in_blocks_of(size)
+    expected = results_of(name, setting, "plain")
+    assert_all_matter(expected)
+    in_blocks = results_of.__wrapped__(name, setting, "recompute")
+    assert_close(in_blocks, expected, tolerance=1e-10)
     dropout, time_major, reverse, lengths = SETTINGS[setting]
     rnn = rdrop.RNN(CELLS[name], time_major, reverse)
     params, xs, carry = problem_of(rnn)
     run = quick_jit(functools.partial(rnn.apply, lengths=lengths))
     masks = masks_of(CELLS[name], dropout)
-    actual = run(params, xs, masks, initial_carry=carry)
-    assert_close(actual, results_of(name, setting, "plain")[0])
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-@every_size_in_time
-@every_cell_in_time
-def test_gradients_in_blocks_are_those_of_the_plain_loop(
-    name, size, setting, in_blocks_of
-):
-    in_blocks_of(size)
-    expected = results_of(name, setting, "plain")
-    assert_all_matter(expected)
-    in_blocks = results_of.__wrapped__(name, setting, "recompute")
-    assert_close(in_blocks, expected)
+    assert_close(run(params, xs, masks, initial_carry=carry), expected[0])
 
 
 @pytest.mark.slow
@@ -129,32 +121,28 @@ def test_second_derivatives_in_blocks_are_those_of_the_plain_loop(size, in_block
     in_blocks_of(size)
     expected = curvature("gru", "plain")
     assert_all_matter(expected)
-    assert_close(curvature.__wrapped__("gru", "recompute"), expected)
+    in_blocks = curvature.__wrapped__("gru", "recompute")
+    assert_close(in_blocks, expected, tolerance=1e-10)
 
 
-@every_size_in_time
+@pytest.mark.parametrize("size", quickly([EVEN, WITH_REST], WITH_REST))
 def test_models_side_by_side_are_each_alone(size, in_blocks_of):
     """And they read and write the blocks in place: slices stay slices."""
     in_blocks_of(size)
-    rnn = rdrop.RNN(CELLS["lstm"], loop="recompute")
+    rnn = rdrop.RNN(CELLS["simple"], loop="recompute")
     params, xs, carry = problem_of(rnn)
-    masks = masks_of(CELLS["lstm"], SETTINGS["multiplied_states"].dropout)
+    masks = masks_of(CELLS["simple"], SETTINGS["multiplied_states"].dropout)
     gradient = jax.grad(loss_of(rnn, masks))
-    both = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    models = [params, jax.tree.map(lambda leaf: 2 * leaf, params)]
+    both = stack_trees(models)
     side_by_side = jax.vmap(gradient, (0, None, None))
     program = str(jax.make_jaxpr(side_by_side)(both, xs, carry))
     assert "dynamic_slice" in program
     assert "gather" not in program
     assert "scatter" not in program
-    alone = [quick_jit(gradient)(p, xs, carry) for p in (params, double(params))]
-    assert_close(
-        quick_jit(side_by_side)(both, xs, carry),
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone),
-    )
-
-
-def double(tree):
-    return jax.tree.map(lambda leaf: 2 * leaf, tree)
+    one = quick_jit(gradient)
+    alone = stack_trees([one(model, xs, carry) for model in models])
+    assert_close(quick_jit(side_by_side)(both, xs, carry), alone, tolerance=1e-10)
 
 
 def test_gradients_of_narrow_kernels_are_added_up_in_float32(in_blocks_of):
@@ -163,25 +151,7 @@ def test_gradients_of_narrow_kernels_are_added_up_in_float32(in_blocks_of):
     cell = rdrop.SimpleCell(1, dtype=jnp.bfloat16)
     rnn = rdrop.RNN(cell, loop="recompute")
     xs = jnp.ones((1, 300, 1), jnp.bfloat16)
-    params = jax.tree.map(jnp.zeros_like, rnn.init(jax.random.key(0), xs))
+    shapes = jax.eval_shape(rnn.init, jax.random.key(0), xs)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     gradient = jax.grad(lambda p: rnn.apply(p, xs)[1].astype(jnp.float32).sum())
-    assert gradient(params)["params"]["kernel"] == 300
-
-
-# Memory.
-
-
-@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_recompute_needs_half_the_memory(depth):
-    fused, recompute = (
-        memory_of_gradient("lstm", loop, depth, 2048) for loop in ("fused", "recompute")
-    )
-    assert recompute < fused / 2
-
-
-def test_memory_without_gradient_does_not_grow_with_time():
-    """But for the outputs, which are not counted."""
-    shorter, longer = (
-        memory(*large_layers("lstm", "fused", 1, time)) for time in (1024, 2048)
-    )
-    assert longer < 1.1 * shorter
+    assert quick_jit(gradient)(params)["params"]["kernel"] == 300
