@@ -301,9 +301,10 @@ def _shown(value: Any) -> str:
 def _document(node: type) -> None:
     """Puts the texts of the table into the docstring of a class."""
     texts = (f"{name}: {site.text}" for name, site in SITES.items())
-    wrap = textwrap.TextWrapper(88, initial_indent=" " * 8, subsequent_indent=" " * 12)
+    wrap = textwrap.TextWrapper(88, initial_indent=" " * 4, subsequent_indent=" " * 8)
     lines = "\n".join(wrap.fill(text) for text in texts)
-    node.__doc__ = (node.__doc__ or "").replace("    {sites}", lines)
+    # Python 3.13 has removed the common indentation already.
+    node.__doc__ = inspect.cleandoc(node.__doc__ or "").replace("{sites}", lines)
 
 
 _document(Dropout)

@@ -95,4 +95,4 @@ def test_fields_are_the_sites_in_the_order_of_the_table(kind):
     paths = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is None)
     assert [path[0].name for path, _ in paths] == list(SITES)
     for name, site in SITES.items():
-        assert f"        {name}: {site.text.split(' ')[0]}" in kind.__doc__
+        assert f"    {name}: {site.text.split(' ')[0]}" in kind.__doc__
