@@ -5,6 +5,9 @@ import contextlib
 import jax
 import pytest
 
+# Fixtures have no examples to run, and several modules share the name.
+collect_ignore_glob = ["tests/conftest.py", "tests/*/conftest.py"]
+
 
 @pytest.fixture(autouse=True)
 def examples_in_float32(request):
