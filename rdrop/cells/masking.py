@@ -39,7 +39,7 @@ def masked_matmul(
 
     Args:
         x: left operand; a leading time axis may precede the batch.
-        mask: (B, 1, D) or (B, G, D), or either after a time axis; None is no mask.
+        mask: (B, 1, D) or (B, G, D), or either after a time axis; None means no mask.
         kernel: the kernels of the gates.
     """
     operands = masked_operands(x, mask)

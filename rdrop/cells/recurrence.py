@@ -56,7 +56,7 @@ class Recurrence:
         """Returns the size of each noise site for inputs of `features` units.
 
         The loops apply the masks of `inputs`, `outputs` and of the kernels; `step`
-        applies those of all other sites.
+        applies the masks of all other sites.
         """
         return {
             "inputs": Site(self.GATES, features),

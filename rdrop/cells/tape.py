@@ -76,7 +76,7 @@ class Recorder(Tape):
 
 
 class Replay(Tape):
-    """Returns recorded results; derivatives are those of the operations.
+    """Returns recorded results, with the derivatives of the operations.
 
     The cotangent of a matrix product is added to its tap, and is not taken to the
     kernel.

@@ -168,7 +168,7 @@ class Cell(Advised, nn.RNNCellBase):
     def noise(
         self, dropout: Noise, keys: StreamKeys | None
     ) -> tuple[Noise, StreamKeys | None]:
-        """Returns dropout and keys of a call, or else those of the module."""
+        """Returns dropout and keys of a call; by default the module supplies them."""
         dropout = self.dropout if dropout is None else dropout
         if keys is None and isinstance(dropout, Dropout):
             keys = collected_keys(self)

@@ -32,14 +32,14 @@ ARGUMENTS = ("xs", "dropout", "keys", "initial_carry", "lengths")
 class RNN(Advised, nn.Module):
     """Unrolls a cell over time by `jax.lax.scan`.
 
-    The parameters are those of the bare cell, under the same names.
+    It has the parameters of the bare cell, under the same names.
 
     Attributes:
         cell: the recurrence, for example `LSTMCell(128)`.
         time_major: whether sequences are [T, B, D] rather than [B, T, D]. PyTorch's are
             by default; an input of the wrong layout is noticed only with `lengths`.
         reverse: whether to run from the last step to the first. Outputs stay at the
-            time steps of their inputs, and keys are those of direction "backward".
+            time steps of their inputs, and keys have the direction "backward".
         loop: "fused" has a backward pass of its own, and runs a cell that is affine in
             its state by an associative scan. "recompute" keeps less for the backward
             pass, and computes the rest again for a block of steps at a time (gradient

@@ -144,7 +144,7 @@ class _Fused:
         return steps_of_block(time, batch, rows, of_step)
 
     def _run_blocks(self, size, weights, carry, sequences, keep):
-        """Returns the result; and for each block the first h, and what is kept."""
+        """Returns the result; and for each block the first h and the kept values."""
 
         def run_block(state, start, size, _):
             carry, ys = state
@@ -179,7 +179,7 @@ class _Fused:
         return Sequences(xs, merge(masks, drawn), valid)
 
     def _paste(self, total, block, start) -> Sequences:
-        """Adds the cotangents of a block to those of the sequences."""
+        """Adds the cotangents of a block to the total."""
 
         def add(total, mask):
             return paste(total, mask, start, 0) if total.ndim == 4 else total + mask

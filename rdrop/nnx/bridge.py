@@ -38,7 +38,7 @@ def from_linen(module: Linen, params: Any, rngs: nnx.Rngs | None = None) -> Any:
 
     Raises:
         TypeError: `module` is not a module of rdrop.
-        ValueError: a cell has a `dropout`, and there are no `rngs`.
+        ValueError: a cell has a `dropout`, and `rngs` are missing.
 
     Example:
         >>> import jax

@@ -205,7 +205,7 @@ class Cell(nnx.RNNCellBase):
         keys: StreamKeys | None,
         new_sequence: bool = False,
     ) -> tuple[Noise, StreamKeys | None]:
-        """Returns dropout and keys of a call, or else those of the module."""
+        """Returns dropout and keys of a call; by default the module supplies them."""
         dropout = self.dropout if dropout is None else dropout
         noisy = self.own is not None and not self.deterministic
         if keys is None and noisy and isinstance(dropout, Dropout):
