@@ -50,6 +50,14 @@ def fresh_caches():
 
 
 @pytest.fixture(scope="module")
+def compiled_in_less_time():
+    """For modules that make no claim about optimised programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
 def as_users_run_it():
     """In float32 and with JAX's usual promotion, which optax needs."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):

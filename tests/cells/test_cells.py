@@ -1,5 +1,9 @@
-"""Parameters, carries, dtypes and errors; for values see test_combinations.py."""
+"""Parameters, carries, dtypes and errors; values are in tests/laws.
 
+Errors of the carry are in tests/loops/test_layers.py, with the ones of layers.
+"""
+
+import functools
 import math
 
 import jax
@@ -7,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
+from helpers import assert_close, quick_jit, quickly
 
 import rdrop
+import rdrop.nnx
 from rdrop import Bernoulli, DropConnect, Dropout, Masks
 
 CELLS = {
@@ -26,42 +33,52 @@ GATES["min_gru"] = 2
 every_cell = pytest.mark.parametrize("name", CELLS)
 
 
-def test_outputs_mask_leaves_the_carry_alone(problem):
-    mask = jnp.zeros((4, 1, 3), jnp.float32)
-    (_, h), y = problem.cell.apply(
-        problem.params, problem.carry, problem.xs[:, 0], Masks(outputs=mask)
-    )
-    assert (y == 0).all()
-    assert (h != 0).all()
+ZEROS = {
+    site: Masks(**{site: jnp.zeros((4, 1, 3), jnp.float32)})
+    for site in ("outputs", "cell_state", "hidden_state")
+}
 
 
-@pytest.mark.parametrize("site", ["cell_state", "hidden_state"])
-def test_a_mask_for_h_handed_on_is_not_that_of_y_but_one_for_c_is(problem, site):
-    zeros = jnp.zeros((4, 1, 3), jnp.float32)
-    arguments = (problem.params, problem.carry, problem.xs[:, 0])
-    (c, h), y = problem.cell.apply(*arguments, Masks(**{site: zeros}))
-    assert c.any() == (site == "hidden_state")
-    assert y.any() == (site == "hidden_state")
-    assert not h.any()
+def test_masks_of_outputs_and_states_reach_what_they_name(problem):
+    """A mask of h_t as the next step sees it is not one of y_t; a mask of c is."""
+
+    @quick_jit
+    def run(params, carry, x):
+        apply = functools.partial(problem.cell.apply, params, carry, x)
+        return {site: apply(masks) for site, masks in ZEROS.items()}
+
+    results = run(problem.params, problem.carry, problem.xs[:, 0])
+    reached = {
+        site: [name for name, leaf in (("c", c), ("h", h), ("y", y)) if not leaf.any()]
+        for site, ((c, h), y) in results.items()
+    }
+    expected = {"outputs": ["y"], "cell_state": ["c", "h", "y"], "hidden_state": ["h"]}
+    assert reached == expected
 
 
-def test_flax_rnn_initialises_our_cell(problem):
+def test_flax_rnn_initialises_and_runs_our_cell(problem):
     rnn = nn.RNN(problem.cell)
-    params = rnn.init(jax.random.key(0), problem.xs)
-    ys = rnn.apply(params, problem.xs)
-    own = {"params": params["params"]["cell"]}
-    _, expected = rdrop.RNN(problem.cell).apply(own, problem.xs)
-    np.testing.assert_allclose(ys, expected, rtol=1e-12, atol=1e-12)
+
+    @quick_jit
+    def run(key):
+        params = rnn.init(key, problem.xs)
+        own = {"params": params["params"]["cell"]}
+        expected = rdrop.RNN(problem.cell).apply(own, problem.xs)[1]
+        return rnn.apply(params, problem.xs), expected
+
+    assert_close(*run(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
 def initial():
     """The initial parameters of each cell, for 5 features and 8 units."""
     xs = jnp.ones((2, 1, 5), jnp.float32)
-    return {
-        name: rdrop.RNN(cell(8)).init(jax.random.key(0), xs)["params"]
-        for name, cell in CELLS.items()
-    }
+
+    @quick_jit
+    def init(key):
+        return {name: rdrop.RNN(cell(8)).init(key, xs) for name, cell in CELLS.items()}
+
+    return {name: params["params"] for name, params in init(jax.random.key(0)).items()}
 
 
 BIASES = {
@@ -107,22 +124,26 @@ def test_initial_carry_is_zero_in_its_dtypes(name):
         assert not leaf.any()
 
 
-@pytest.mark.slow
-@every_cell
+@pytest.mark.parametrize("name", quickly(CELLS, "lstm"))
 def test_half_precision_computes_close_to_full(rng, name):
     """The memory c is carried in full; outputs are in half."""
-    full, half = CELLS[name](3), CELLS[name](3, dtype=jnp.bfloat16)
     xs = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
-    carry = full.initialize_carry(jax.random.key(0), xs.shape)
-    params = full.init(jax.random.key(0), carry, xs)
     noise = Bernoulli(0.4, per="step")
     dropout = Dropout(inputs=noise, input_weights=DropConnect(0.2), outputs=noise)
-    if name != "min_gru":
-        dropout = dropout.replace(recurrent=noise)
-    keys = rdrop.stream_keys(jax.random.key(0))
-    _, expected = full.apply(params, carry, xs, dropout, keys)
-    carry = half.initialize_carry(jax.random.key(0), xs.shape)
-    carry, y = half.apply(params, carry, xs, dropout, keys)
+
+    @quick_jit
+    def run(key):
+        full, half = CELLS[name](3), CELLS[name](3, dtype=jnp.bfloat16)
+        start = full.initialize_carry(key, xs.shape)
+        params = full.init(key, start, xs)
+        keys = rdrop.stream_keys(key)
+        carries = [cell.initialize_carry(key, xs.shape) for cell in (full, half)]
+        return [
+            cell.apply(params, carry, xs, dropout, keys)
+            for cell, carry in zip((full, half), carries, strict=True)
+        ]
+
+    (_, expected), (carry, y) = run(jax.random.key(0))
     dtypes = [leaf.dtype for leaf in (*jax.tree.leaves(carry), y)]
     assert dtypes == [jnp.float32, jnp.bfloat16, jnp.bfloat16][-len(dtypes) :]
     np.testing.assert_allclose(np.float32(y), expected, atol=0.05)
@@ -144,26 +165,21 @@ def test_input_of_other_features_is_refused(problem):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("shapes", [[(3, 3)] * 2, [(4, 7)] * 2, [(4, 3)], [(3,)] * 2])
-def test_carry_of_a_wrong_shape_is_refused(problem, shapes):
-    carry = tuple(jnp.zeros(shape) for shape in shapes)
-    with pytest.raises(ValueError, match="`carry` must be") as error:
+@pytest.mark.parametrize("shape", [(3,), (2, 4, 3)])
+def test_carry_of_a_wrong_rank_is_refused(problem, shape):
+    carry = (jnp.zeros(shape),) * 2
+    with pytest.raises(ValueError, match=r"`carry` must be a tuple \(c, h\), each of"):
         problem.cell.apply(problem.params, carry, problem.xs[:, 0])
-    assert str(error.value) == (
-        "`carry` must be a tuple (c, h), each of shape [B, H] = (4, 3), got tuple of "
-        f"{shapes}."
-    )
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", ["gru", "simple", "min_gru"])
-def test_carry_that_is_not_h_alone_is_refused(name):
-    cell, xs = CELLS[name](3), jnp.zeros((4, 2), jnp.float32)
-    h = jnp.zeros((4, 3), jnp.float32)
-    params = cell.init(jax.random.key(0), h, xs)
-    for carry, got in (((h, h), "tuple of [(4, 3), (4, 3)]"), (h[:2], "of [(2, 3)]")):
-        with pytest.raises(ValueError, match="`carry` must be h of shape") as error:
-            cell.apply(params, carry, xs)
-        message = str(error.value)
-        assert message.startswith("`carry` must be h of shape [B, H] = (4, 3), got ")
-        assert message.endswith(f"{got}.")
+@pytest.mark.parametrize("units", [0, -3, 8.0, "8", None])
+def test_a_size_that_is_no_count_is_refused(units):
+    """In a linen module, in an nnx one, and in the equations alone."""
+    for build in (
+        rdrop.LSTMCell,
+        rdrop.cells.GRU,
+        lambda units: rdrop.nnx.GRUCell(2, units, rngs=nnx.Rngs(0)),
+    ):
+        with pytest.raises(ValueError, match="`units` must be an integer of 1 or more"):
+            build(units)

@@ -20,7 +20,10 @@ import reference
 import rdrop
 from rdrop import Bernoulli, Concrete, DropConnect, Gaussian, Masks, Mix, Zoneout
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("compiled_in_less_time"),
+]
 TIME, BATCH, FEATURES, UNITS = 3, 2, 3, 3
 RATE = 0.625  # exact in binary, and not its own complement
 LENGTHS = [(3, 2), (1, 3), (0, 2)]
@@ -57,14 +60,6 @@ SYMBOLS = {"kernel": "W", "recurrent_kernel": "U", "bias": "b", "recurrent_bias"
 every_cell = pytest.mark.parametrize("cell", READERS)
 PLACES = list(itertools.product(READERS, TAKES))
 COUNTS = {"built": 2422, "a kind": 2244, "no such site": 770, "no two gates": 1152}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_in_less_time():
-    """Nothing here claims the bits of the full optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @dataclasses.dataclass(frozen=True)

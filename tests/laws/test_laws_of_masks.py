@@ -5,7 +5,6 @@ Masks are compared bit by bit as they are drawn.
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import assert_close, quick_jit, quickly

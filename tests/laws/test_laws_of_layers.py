@@ -1,0 +1,436 @@
+"""The laws of DESIGN.md that are about layers, for every cell, site and kind."""
+
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import (
+    assert_close,
+    quick_jit,
+    quickly,
+    random_like,
+    stack_trees,
+    traced_once,
+)
+from law_cases import (
+    BATCH,
+    CELLS,
+    KEYS,
+    KINDS,
+    LENGTHS,
+    PER_GATE,
+    STATES,
+    TIME,
+    UNITS,
+    WEIGHTS,
+    by_definition,
+    by_rnn,
+    draw,
+    draw_all,
+    each_pair,
+    every_site,
+    forward,
+    in_each_program,
+    is_reversed,
+    neutral_masks,
+    problem_of,
+    program,
+    train,
+    with_gradients,
+)
+
+import rdrop
+from rdrop import Bernoulli, Concrete, DropConnect, Dropout, Gaussian, Masks, Zoneout
+
+# Law 1: the definition and the fast path agree.
+
+
+@each_pair(CELLS, KINDS, *in_each_program)
+def test_rnn_is_its_definition(name, kind):
+    """Values, and gradients in parameters, inputs and carry, with padding."""
+    cell, masks = CELLS[name], draw_all(name, kind)
+    slow = program(cell, is_reversed(kind), by_definition)
+    expected = slow(masks, LENGTHS, *problem_of(cell))
+    assert_close(train(cell, kind, masks), expected, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("name", quickly(CELLS, "simple"))
+def test_keys_give_what_their_masks_give(name):
+    cell = CELLS[name]
+    dropout = every_site(cell, "bernoulli", 0.4)
+
+    @quick_jit
+    def run(keys, params, xs, carry):
+        rnn = functools.partial(rdrop.RNN(cell).apply, params, xs, initial_carry=carry)
+        step = functools.partial(cell.apply, params, carry, xs[:, 0])
+        masks = draw(cell, dropout, keys=keys), draw(cell, dropout, None, keys)
+        from_masks = rnn(masks[0]), step(masks[1])
+        return (rnn(dropout, keys=keys), step(dropout, keys=keys)), from_masks
+
+    chex.assert_trees_all_equal(*run(KEYS, *problem_of(cell)))
+
+
+# Law 5: rates are data.
+
+RATES = (0.0, 0.3, 0.8)
+
+
+@each_pair(CELLS, KINDS, ("lstm", "bernoulli"), ("gru", "zoneout"))
+def test_one_trace_serves_every_rate(name, kind):
+    """With the drawing inside, and with the masks given."""
+    cell = CELLS[name]
+    problem = problem_of(cell)
+
+    def from_keys(dropout, keys, params, xs, carry):
+        rnn = rdrop.RNN(cell)
+        return jax.grad(lambda p: rnn.apply(p, xs, dropout, keys)[1].sum())(params)
+
+    def from_masks(masks, params, xs, carry):
+        return with_gradients(by_rnn(cell, False))(masks, LENGTHS, params, xs, carry)
+
+    from_keys, from_masks = traced_once(from_keys), traced_once(from_masks)
+    for rate in RATES:
+        jax.eval_shape(from_keys, every_site(cell, kind, rate), KEYS, *problem)
+        jax.eval_shape(from_masks, draw_all(name, kind, rate), *problem)
+
+
+@each_pair(CELLS, KINDS, ("lstm", "bernoulli"), ("gru", "zoneout"))
+def test_vmap_over_rates_is_the_loop(name, kind):
+    cell = CELLS[name]
+    masks = [draw_all(name, kind, rate) for rate in RATES]
+    looped = stack_trees([train(cell, kind, m)[0] for m in masks])
+    mapped = vmapped(cell, is_reversed(kind))
+    assert_close(mapped(stack_trees(masks), LENGTHS, *problem_of(cell)), looped)
+
+
+@functools.cache
+def vmapped(cell, reverse):
+    in_axes = (0, None, None, None, None)
+    return quick_jit(jax.vmap(by_rnn(cell, reverse), in_axes))
+
+
+@each_pair(CELLS, ("bernoulli", "concrete", "zoneout"), *in_each_program)
+def test_rate_one_is_finite(name, kind):
+    results = train(CELLS[name], kind, draw_all(name, kind, 1.0))
+    chex.assert_tree_all_finite(results)
+
+
+@functools.cache
+def large_problem(cell):
+    xs = random_like(jnp.zeros((4, 5, 12)), 5).astype(jnp.float32)
+    carry = cell.initialize_carry(jax.random.key(0), (4, 12))
+    return cell.init(jax.random.key(0), carry, xs[:, 0]), xs, carry
+
+
+@pytest.mark.parametrize(
+    ("name", "gates", "states"),
+    quickly(
+        [(n, *g) for n in CELLS for g in (("shared", "mixed"), ("each", "times"))],
+        ("simple", "each", "times"),
+        ("gru", "shared", "mixed"),
+    ),
+)
+def test_masks_that_change_nothing_are_bitwise_no_noise(name, gates, states):
+    """At a size that shows another order of summation, and the full optimisation.
+
+    A loop over layer normalisation is compiled with other fused multiply-adds.
+    """
+    cell = CELLS[name].clone(units=64, param_dtype=jnp.float32)
+    params, xs, carry = large_problem(cell)
+    options = {"mixed": states == "mixed", "each": gates == "each"}
+
+    @jax.jit
+    def run(masks, params, xs, carry):
+        one = cell.apply(params, carry, xs[:, 0], masks and masks[0])
+        return one, rdrop.RNN(cell).apply(params, xs, masks and masks[1])
+
+    sites = cell.sites(12)
+    masks = neutral_masks(sites, **options), neutral_masks(sites, **options, lead=(5,))
+    step, unrolled = run(masks, params, xs, carry)
+    expected_step, expected = run(None, params, xs, carry)
+    if name == "layer_norm_lstm":
+        assert_close((step, unrolled), (expected_step, expected), tolerance=2e-5)
+    else:
+        chex.assert_trees_all_equal((step, unrolled), (expected_step, expected))
+
+
+@pytest.mark.parametrize("name", quickly(CELLS, "lstm", "min_gru"))
+def test_rate_one_keeps_the_old_states_exactly(name):
+    """From keys, in evaluation, and over a sequence."""
+    cell = CELLS[name]
+    states = [site for site in STATES if site in cell.sites(UNITS)]
+    kept = Dropout(**{site: Zoneout(1.0) for site in states})
+
+    @quick_jit
+    def run(params, xs, carry):
+        step = functools.partial(cell.apply, params, carry, xs[:, 0], kept)
+        rnn = rdrop.RNN(cell).apply(params, xs, kept, KEYS, initial_carry=carry)
+        return step(KEYS)[0], step()[0], rnn[0]
+
+    problem = problem_of(cell)
+    for carry in run(*problem):
+        chex.assert_trees_all_equal(carry, problem[2])
+
+
+@pytest.mark.parametrize("name", quickly(CELLS, "simple"))
+def test_held_zoneout_is_the_same_mask_at_each_step(name):
+    cell = CELLS[name]
+    held = draw(cell, Dropout(hidden_state=Zoneout(0.4, per="sequence")))
+    steps = jax.tree.map(lambda m: jnp.broadcast_to(m, (TIME, *m.shape)), held)
+
+    @quick_jit
+    def run(*arguments):
+        return [by_rnn(cell, False)(masks, None, *arguments) for masks in (held, steps)]
+
+    assert_close(*run(*problem_of(cell)))
+
+
+def outputs(cell, masks, params=None, xs=None):
+    """The outputs of training, with full masks; one program for all."""
+    own_params, own_xs, carry = problem_of(cell)
+    params = own_params if params is None else params
+    xs = own_xs if xs is None else xs
+    return forward(cell)(masks, np.full(BATCH, TIME), params, xs, carry)
+
+
+def test_rate_one_cuts_what_the_site_multiplies():
+    cell = CELLS["lstm"]
+    params, xs, _ = problem_of(cell)
+    neutral = neutral_masks(cell.sites(UNITS), mixed=False, lead=(TIME,))
+
+    def cut(site):
+        return neutral.replace(**{site: 0 * getattr(neutral, site)})
+
+    def without(name):
+        weights = params["params"]
+        return {"params": weights | {name: jnp.zeros_like(weights[name])}}
+
+    deaf = outputs(cell, neutral, xs=jnp.zeros_like(xs))
+    assert_close(outputs(cell, cut("inputs")), deaf)
+    assert_close(outputs(cell, cut("input_weights")), deaf)
+    forgetful = outputs(cell, neutral, without("recurrent_kernel"))
+    assert_close(outputs(cell, cut("recurrent")), forgetful)
+    assert_close(outputs(cell, cut("recurrent_weights")), forgetful)
+    assert outputs(cell, cut("hidden_state")).all()
+    for site in ("outputs", "gates", "cell_state"):
+        assert not outputs(cell, cut(site)).any()
+    start = problem_of(cell)[2][0]
+    decayed = abs(outputs(cell, cut("update")))
+    assert (decayed <= abs(np.tanh(start))[:, None]).all()
+
+
+def test_empty_dropout_is_no_dropout():
+    cell = CELLS["simple"]
+    params, xs, _ = problem_of(cell)
+    nothing = [(), (Dropout(),), (Dropout(), KEYS), (Masks(),)]
+
+    @quick_jit
+    def run():
+        return [rdrop.RNN(cell).apply(params, xs, *arguments) for arguments in nothing]
+
+    chex.assert_trees_all_equal(*run())
+
+
+def test_a_schedule_trains_as_its_numbers_do():
+    """Two programs: of a schedule, and of numbers."""
+    cell = CELLS["simple"]
+    params, xs, _ = problem_of(cell)
+    ramp = Dropout(recurrent=Bernoulli(optax.linear_schedule(0.0, 0.8, 4)))
+
+    def train(dropout, step):
+        return rdrop.RNN(cell).apply(params, xs, dropout.at(step), KEYS)
+
+    train = quick_jit(chex.assert_max_traces(train, n=2))
+    plain = [train(Dropout(recurrent=Bernoulli(r)), 0) for r in (0.0, 0.4, 0.6)]
+    for at, expected in zip((0, 2, 3), plain, strict=True):
+        assert_close(train(ramp, at), expected)
+
+
+# Law 6: every option is live, in training only.
+
+OPTIONS = {
+    "rate": {"rate": 0.95},
+    "per": {"per": "step"},
+    "gates": {"gates": "each"},
+    "batch": {"batch": "shared"},
+    "units": {"units": "shared"},
+    "scale": {"scale": "expectation"},
+    "by": {"by": "row"},
+    "temperature": {"temperature": 0.7},
+}
+SITE_KINDS = {  # each kind, and the sites that take it
+    Bernoulli: set(rdrop.keys.STREAMS) - set(WEIGHTS),
+    Gaussian: set(rdrop.keys.STREAMS) - set(WEIGHTS),
+    Concrete: set(rdrop.keys.STREAMS) - set(WEIGHTS),
+    Zoneout: set(STATES),
+    DropConnect: set(WEIGHTS),
+}
+
+
+def changes_of(noise, site, gates):
+    """The changed noises of a site, one for each option that it has."""
+    for option, change in OPTIONS.items():
+        exists = option == "rate" or option in type(noise).__dataclass_fields__
+        if exists and (option != "gates" or (site in PER_GATE and gates > 1)):
+            yield option, noise.replace(**change)
+
+
+def outputs_with(cell, site, noise):
+    """The outputs of training with noise on one site; one program for all kinds."""
+    mixed = isinstance(noise, Zoneout)
+    neutral = neutral_masks(cell.sites(UNITS), mixed, lead=(TIME,))
+    if noise is None:
+        return outputs(cell, neutral)
+    mask = getattr(draw(cell, Dropout(**{site: noise})), site)
+    full = jax.tree.map(
+        lambda m, like: jnp.broadcast_to(m, like.shape), mask, getattr(neutral, site)
+    )
+    return outputs(cell, neutral.replace(**{site: full}))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    quickly(
+        [(name, kind) for name in CELLS for kind in SITE_KINDS],
+        ("lstm", Bernoulli),
+        ("lstm", DropConnect),
+        ("gru", Concrete),
+        ("gru", Zoneout),
+    ),
+)
+def test_every_option_is_live(name, kind):
+    """At full length each option of each site is felt in the outputs."""
+    cell = CELLS[name]
+    for site, size in cell.sites(UNITS).items():
+        if site not in SITE_KINDS[kind]:
+            continue
+        noise = kind(0.4) if kind is DropConnect else kind(0.4, per="sequence")
+        before = outputs_with(cell, site, noise)
+        assert (before != outputs_with(cell, site, None)).any(), f"{site} switched on"
+        for option, changed in changes_of(noise, site, size.gates):
+            after = outputs_with(cell, site, changed)
+            assert (before != after).any(), f"{site} {option}"
+
+
+@pytest.mark.slow
+def test_drift_is_live():
+    cell = CELLS["gru"]
+    drifts = (0.0, 0.5, 1.0)
+    noises = [Bernoulli(0.4, per=rdrop.Drift(drift)) for drift in drifts]
+    results = [outputs_with(cell, "recurrent", noise) for noise in noises]
+    for a, b in itertools.combinations(results, 2):
+        assert (a != b).any()
+
+
+@pytest.mark.parametrize("name", quickly(CELLS, "lstm"))
+def test_expectation_evaluates_with_its_factor(name):
+    """As masks of 1 - rate would, at every site."""
+    cell = CELLS[name]
+    noise = Bernoulli(0.75, scale="expectation")
+    sites = {s: size for s, size in cell.sites(UNITS).items() if s not in WEIGHTS}
+
+    @quick_jit
+    def run(params, xs, carry):
+        step = functools.partial(cell.apply, params, carry, xs[:, 0])
+        evaluated = {site: step(Dropout(**{site: noise})) for site in sites}
+        quarters = {
+            site: step(
+                Masks(**{site: jnp.full((BATCH, 1, n.units), 0.25, jnp.float32)})
+            )
+            for site, n in sites.items()
+        }
+        return evaluated, quarters
+
+    assert_close(*run(*problem_of(cell)))
+
+
+@pytest.mark.parametrize("name", quickly(CELLS, "gru"))
+def test_zoneout_evaluates_with_the_expected_mixture(name):
+    """A step is affine in a mixed state, so many samples have that mean."""
+    cell = CELLS[name]
+
+    @quick_jit
+    def run(params, xs, carry):
+        step = functools.partial(cell.apply, params, carry, xs[:, 0])
+        return step(), step(Dropout(hidden_state=Zoneout(0.25)))
+
+    (new, _), (mixed, y) = run(*problem_of(cell))
+    old, new, mixed = (
+        jax.tree.leaves(carry)[-1] for carry in (problem_of(cell)[2], new, mixed)
+    )
+    assert_close(mixed, 0.25 * old + 0.75 * new)
+    assert_close(y, mixed)
+
+
+# Laws 8 and 9: time is absolute, and padding is invisible.
+
+
+@each_pair(CELLS, KINDS, *in_each_program)
+def test_two_chunks_are_one_sequence(name, kind):
+    """The chunks are padded to the whole length, so one program runs them all."""
+    cell, whole = CELLS[name], draw_all(name, kind)
+    _, xs, carry = problem_of(cell)
+    full = np.full(BATCH, TIME)
+    (last, ys), _ = train(cell, kind, whole, lengths=full)
+    parts = [None, None]
+    for n in (1, 0) if is_reversed(kind) else (0, 1):
+        masks = draw_all(name, kind, keys=KEYS.replace(step=7 + 3 * n))
+        part = jnp.roll(xs, -3 * n, axis=1)
+        results, _ = train(cell, kind, masks, part, full - 3, carry)
+        carry, parts[n] = results[0], results[1][:, :3]
+    assert_close((carry, jnp.concatenate(parts, axis=1)), (last, ys))
+
+
+PADDING = np.arange(TIME)[None] >= LENGTHS[:, None]
+
+
+@each_pair(CELLS, KINDS, *in_each_program)
+def test_padding_is_invisible(name, kind):
+    """Even if it is not finite: in outputs, the final carry, and every gradient."""
+    cell, masks = CELLS[name], draw_all(name, kind)
+    _, xs, carry = problem_of(cell)
+    expected = train(cell, kind, masks)
+    chex.assert_tree_all_finite(expected)
+    for filling in (1e30, np.inf, np.nan):
+        padded = jnp.where(PADDING[..., None], filling, xs)
+        chex.assert_trees_all_equal(train(cell, kind, masks, padded), expected)
+    (last, ys), (_, gradient_in_xs, _) = expected
+    assert not ys[PADDING].any()
+    assert not gradient_in_xs[PADDING].any()
+    of_empty, initial = jax.tree.map(lambda leaf: leaf[3], (last, carry))
+    chex.assert_trees_all_equal(of_empty, initial)
+
+
+# Law 10: the same key gives bitwise identical results.
+
+
+@each_pair(CELLS, ("bernoulli", "zoneout"), ("lstm", "bernoulli"), ("gru", "zoneout"))
+def test_resumed_training_is_bitwise_the_uninterrupted(name, kind):
+    """The parameters are stored after two steps; keys come from the step alone."""
+    cell = CELLS[name]
+
+    def descend(params, first, last):
+        for step in range(first, last):
+            keys = rdrop.stream_keys(jax.random.fold_in(jax.random.key(3), step))
+            masks = draw_all(name, kind, 0.1 * step, keys)
+            _, (gradient, *_) = train(cell, kind, masks, params=params)
+            params = jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient)
+        return params
+
+    start = problem_of(cell)[0]
+    stored = jax.tree.map(np.asarray, descend(start, 0, 2))
+    resumed = descend(jax.tree.map(jnp.asarray, stored), 2, 4)
+    chex.assert_trees_all_equal(resumed, descend(start, 0, 4))
+
+
+@pytest.mark.parametrize("name", quickly(CELLS, "lstm"))
+def test_two_programs_of_the_same_key_are_bitwise_identical(name):
+    cell, masks = CELLS[name], draw_all(name, "bernoulli")
+    arguments = (masks, LENGTHS, *problem_of(cell))
+    first, second = (forward.__wrapped__(cell)(*arguments) for _ in range(2))
+    chex.assert_trees_all_equal(first, second)
