@@ -1,4 +1,4 @@
-"""Without noise GRU and simple recurrence are those of flax; LSTM is in test_cells.py.
+"""Without noise, LSTM, GRU and simple recurrence are the ones of flax.
 
 Ours are given flax's own weights, by functions that are differentiated as well.
 """
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from helpers import assert_close, quick_jit, quickly
 
 import rdrop
 
@@ -17,16 +18,25 @@ BATCH, TIME, FEATURES, UNITS = 4, 5, 2, 3
 LENGTHS = np.array([5, 3, 1, 2])  # flax has no empty sequences
 
 
-def gru(theirs):
-    """Flax has a kernel a gate, and a recurrent bias of the candidate alone."""
+def side_by_side(theirs, prefix, gates, name):
+    return jnp.concatenate([theirs[prefix + gate][name] for gate in gates], axis=-1)
 
-    def side_by_side(prefix, name):
-        return jnp.concatenate([theirs[prefix + gate][name] for gate in "zrn"], axis=-1)
 
+def lstm(theirs):
+    """Flax has one kernel per gate, and its biases beside the recurrent ones."""
     return {
-        "kernel": side_by_side("i", "kernel"),
-        "recurrent_kernel": side_by_side("h", "kernel"),
-        "bias": side_by_side("i", "bias"),
+        "kernel": side_by_side(theirs, "i", "ifgo", "kernel"),
+        "recurrent_kernel": side_by_side(theirs, "h", "ifgo", "kernel"),
+        "bias": side_by_side(theirs, "h", "ifgo", "bias"),
+    }
+
+
+def gru(theirs):
+    """Flax has one kernel per gate, and a recurrent bias of the candidate alone."""
+    return {
+        "kernel": side_by_side(theirs, "i", "zrn", "kernel"),
+        "recurrent_kernel": side_by_side(theirs, "h", "zrn", "kernel"),
+        "bias": side_by_side(theirs, "i", "zrn", "bias"),
         "recurrent_bias": theirs["hn"]["bias"],
     }
 
@@ -48,6 +58,11 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "lstm": Case(
+        nn.LSTMCell(UNITS, param_dtype=jnp.float64),
+        rdrop.LSTMCell(UNITS, param_dtype=jnp.float64),
+        lstm,
+    ),
     "gru": Case(
         nn.GRUCell(UNITS, param_dtype=jnp.float64),
         rdrop.GRUCell(UNITS, param_dtype=jnp.float64),
@@ -59,66 +74,72 @@ CASES = {
         simple,
     ),
 }
-each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-
-
-def assert_close(actual, expected):
-    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
 def random_arguments(rng, case):
     """Parameters as flax has them, inputs, and a carry."""
-    h, x = jnp.zeros((BATCH, UNITS)), jnp.zeros((BATCH, FEATURES))
-    shapes = jax.eval_shape(case.theirs.init, jax.random.key(0), h, x)["params"]
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), shapes)
-    xs = rng.normal(size=(BATCH, TIME, FEATURES))
-    return params, jnp.asarray(xs), jnp.asarray(rng.normal(size=(BATCH, UNITS)))
+    key, x = jax.random.key(0), jnp.zeros((BATCH, FEATURES))
+    zeros = case.ours.initialize_carry(key, x.shape)
+    params = jax.eval_shape(case.theirs.init, key, zeros, x)["params"]
+    xs = jnp.zeros((BATCH, TIME, FEATURES))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), (params, xs, zeros)
+    )
 
 
 def with_gradients(run, arguments):
     """What `run` returns, and the gradients of a sum over it by all arguments."""
 
     def loss(*arguments):
-        h, ys = run(*arguments)
-        return (h**2).sum() + 2 * (ys**2).sum(), (h, ys)
+        results = run(*arguments)
+        leaves = enumerate(jax.tree.leaves(results), start=1)
+        return sum(n * (leaf**2).sum() for n, leaf in leaves), results
 
-    (_, results), gradients = jax.jit(
-        jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True),
-        compiler_options={"xla_backend_optimization_level": 0},  # compiles in less time
-    )(*arguments)
+    gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    (_, results), gradients = quick_jit(gradient)(*arguments)
     return results, gradients
 
 
-@each_case
+@pytest.mark.parametrize("case", quickly(CASES, "simple"))
 def test_without_noise_a_step_is_that_of_flax(rng, case):
+    case = CASES[case]
     arguments = random_arguments(rng, case)
 
-    def theirs(params, xs, h):
-        return case.theirs.apply({"params": params}, h, xs[:, 0])
+    def theirs(params, xs, carry):
+        return case.theirs.apply({"params": params}, carry, xs[:, 0])
 
-    def ours(params, xs, h):
-        return case.ours.apply({"params": case.convert(params)}, h, xs[:, 0])
+    def ours(params, xs, carry):
+        return case.ours.apply({"params": case.convert(params)}, carry, xs[:, 0])
 
-    assert_close(with_gradients(ours, arguments), with_gradients(theirs, arguments))
+    expected = with_gradients(theirs, arguments)
+    assert_close(with_gradients(ours, arguments), expected, tolerance=1e-10)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@each_case
+@pytest.mark.parametrize(
+    ("case", "reverse"),
+    quickly(
+        [(case, reverse) for case in CASES for reverse in (False, True)],
+        ("lstm", False),
+        ("gru", True),
+    ),
+)
 def test_rnns_of_flax_and_ours_agree(rng, case, reverse):
-    """Where flax's outputs are padding they are not zero, as ours are."""
+    """Padded outputs of flax are not zero, as ours are."""
+    case = CASES[case]
     arguments = random_arguments(rng, case)
     valid = jnp.arange(TIME)[None] < LENGTHS[:, None]
 
-    def theirs(params, xs, h):
+    def theirs(params, xs, carry):
         rnn = nn.RNN(case.theirs, return_carry=True, reverse=reverse, keep_order=True)
         params = {"params": {"cell": params}}
-        h, ys = rnn.apply(params, xs, initial_carry=h, seq_lengths=jnp.asarray(LENGTHS))
-        return h, jnp.where(valid[..., None], ys, 0)
+        options = {"initial_carry": carry, "seq_lengths": jnp.asarray(LENGTHS)}
+        carry, ys = rnn.apply(params, xs, **options)
+        return carry, jnp.where(valid[..., None], ys, 0)
 
-    def ours(params, xs, h):
+    def ours(params, xs, carry):
         rnn = rdrop.RNN(case.ours, reverse=reverse)
         params = {"params": case.convert(params)}
-        return rnn.apply(params, xs, initial_carry=h, lengths=LENGTHS)
+        return rnn.apply(params, xs, initial_carry=carry, lengths=LENGTHS)
 
-    assert_close(with_gradients(ours, arguments), with_gradients(theirs, arguments))
+    expected = with_gradients(theirs, arguments)
+    assert_close(with_gradients(ours, arguments), expected, tolerance=1e-10)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close, quick_jit, quickly
 
 import rdrop
 from rdrop import Masks, presets
@@ -52,7 +53,7 @@ class Case(NamedTuple):
         )
 
     def preset(self, dropout, recurrent_dropout=0.0):
-        """Keras' preset has a mask a gate; where there are no gates it is Gal's."""
+        """Keras' preset has one mask per gate; without gates it is Gal's."""
         if recurrent_dropout and self.ours is rdrop.SimpleCell:
             return presets.gal(dropout, recurrent_dropout)
         return presets.keras(dropout, recurrent_dropout)
@@ -73,11 +74,6 @@ RATES = {"dropout": (0.3,), "both": (0.3, 0.4)}  # implementations 2 and 1 of Ke
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def assert_close(actual, expected, tolerance=1e-10):
-    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
-
-
 def random_arguments(rng, case, shapes, dtype):
     """Weights as Keras has them, inputs, and a carry as we have it."""
     state = rng.normal(size=(2, BATCH, UNITS))
@@ -95,10 +91,8 @@ def with_gradients(run, arguments):
         leaves = enumerate(jax.tree.leaves(results), start=1)
         return sum(n * (leaf**2).sum() for n, leaf in leaves), results
 
-    (_, results), gradients = jax.jit(
-        jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True),
-        compiler_options={"xla_backend_optimization_level": 0},  # compiles in less time
-    )(*arguments)
+    gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    (_, results), gradients = quick_jit(gradient)(*arguments)
     return results, gradients
 
 
@@ -129,7 +123,7 @@ def inject(cell, masks: Masks, dtype):
 
 
 def as_keras(cell, mask, dtype):
-    """One array, or where Keras asks for several a list of one a gate."""
+    """One array, or a list of one per gate if Keras asks for several."""
     if mask is None:
         return None
     parts = list(jnp.moveaxis(mask.astype(dtype), -2, 0))
@@ -169,27 +163,32 @@ def float64_cell(case, *rates):
 
 
 @pytest.mark.parametrize(
-    "rates", [pytest.param(RATES["dropout"], marks=pytest.mark.slow), RATES["both"]]
+    ("case", "rates"),
+    quickly(
+        [(case, rates) for case in CASES for rates in RATES],
+        ("gru_reset_before", "both"),
+        ("simple", "dropout"),
+    ),
 )
-@each_case
 def test_cell_is_that_of_keras_given_our_masks(rng, case, rates):
+    case, rates = CASES[case], RATES[rates]
     cell, shapes = float64_cell(case, *rates)
     arguments = random_arguments(rng, case, shapes, jnp.float64)
     masks = case.draw(rates)
     inject(cell, masks, jnp.float64)
     expected = with_gradients(by_keras_cell(cell), arguments)
-    assert_close(
-        with_gradients(by_rdrop(case, masks, jnp.float64), arguments), expected
-    )
+    actual = with_gradients(by_rdrop(case, masks, jnp.float64), arguments)
+    assert_close(actual, expected, tolerance=1e-10)
 
 
-@each_case
+@pytest.mark.parametrize("case", quickly(CASES, "lstm", "gru_reset_after"))
 def test_evaluation_is_that_of_keras(rng, case):
+    case = CASES[case]
     cell, shapes = float64_cell(case, *RATES["both"])
     arguments = random_arguments(rng, case, shapes, jnp.float64)
-    expected = jax.jit(by_keras_cell(cell, training=False))(*arguments)
+    expected = quick_jit(by_keras_cell(cell, training=False))(*arguments)
     ours = by_rdrop(case, case.preset(*RATES["both"]), jnp.float64)
-    assert_close(jax.jit(ours)(*arguments), expected)
+    assert_close(quick_jit(ours)(*arguments), expected, tolerance=1e-10)
 
 
 def by_keras_layer(layer, masks, lengths, reverse):
@@ -213,16 +212,20 @@ def by_keras_layer(layer, masks, lengths, reverse):
 
 @pytest.mark.parametrize(
     ("case", "rates", "reverse"),
-    [
-        (CASES["lstm"], RATES["dropout"], False),
-        (CASES["lstm"], RATES["both"], True),
-        (CASES["gru_reset_after"], RATES["both"], True),
-        (CASES["gru_reset_before"], RATES["both"], False),
-        (CASES["simple"], RATES["both"], True),
-    ],
+    quickly(
+        [
+            ("lstm", "dropout", False),
+            ("lstm", "both", True),
+            ("gru_reset_after", "both", True),
+            ("gru_reset_before", "both", False),
+            ("simple", "both", True),
+        ],
+        ("lstm", "both", True),
+    ),
 )
 def test_layer_is_that_of_keras_given_our_masks(rng, case, rates, reverse):
-    """With padding, of which one sequence is nothing but, in both directions."""
+    """With padding, and an empty sequence, in both directions."""
+    case, rates = CASES[case], RATES[rates]
     lengths = jnp.array([TIME, 1, 2, 0] * 2)
     layer = case.layer(
         *rates,
@@ -251,16 +254,23 @@ def drawn_by_keras(cell):
 
 
 def from_masks(masks):
-    """A mask of Keras, or its list of one a gate, with the axes of ours."""
+    """A mask of Keras, or its list of one per gate, with the axes of ours."""
     if masks is None:
         return None
     return jnp.stack(masks if isinstance(masks, list) else [masks], axis=1)
 
 
-@pytest.mark.parametrize("rates", [(0.3,), (0.0, 0.4), (0.3, 0.4)])
-@each_case
+@pytest.mark.parametrize(
+    ("case", "rates"),
+    quickly(
+        [(case, r) for case in CASES for r in ((0.3,), (0.0, 0.4), (0.3, 0.4))],
+        *((case, (0.3, 0.4)) for case in CASES),
+        ("lstm", (0.3,)),
+    ),
+)
 def test_keras_draws_the_masks_that_the_preset_has(case, rates):
     """As many, of the same shape and values, and held over the steps."""
+    case = CASES[case]
     cell = case.cell(*rates, seed=0)
     first, second = drawn_by_keras(cell), drawn_by_keras(cell)
     ours = case.draw(rates)
@@ -279,7 +289,7 @@ def test_keras_draws_the_masks_that_the_preset_has(case, rates):
 
 
 @each_case
-def test_keras_ignores_a_rate_of_one_where_the_preset_says_so(case):
+def test_keras_ignores_a_rate_of_one_if_the_preset_says_so(case):
     cell = case.cell(1.0, 1.0)
     states = [jnp.ones((BATCH, UNITS))] * len(cell.get_initial_state(batch_size=1))
     x = jnp.ones((BATCH, FEATURES))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close, quick_jit, quickly
 
 import rdrop
 from rdrop import Masks, presets
@@ -62,12 +63,6 @@ CASES = {
     "gru": Case("GRU", rdrop.GRUCell, gru),
     "simple": Case("RNN", rdrop.SimpleCell, fused),
 }
-each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-
-
-def assert_close(actual, expected, tolerance=1e-10):
-    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def random_arguments(rng, case, module):
@@ -136,10 +131,9 @@ def by_rdrop(case, module, arguments, dropout=None, lengths=None):
         results = run(*arguments)
         return weighted(results), results
 
-    (_, results), gradients = jax.jit(
-        jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True),
-        compiler_options={"xla_backend_optimization_level": 0},  # compiles in less time
-    )(*jax.tree.map(jnp.asarray, arguments))
+    gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    arguments = jax.tree.map(jnp.asarray, arguments)
+    (_, results), gradients = quick_jit(gradient)(*arguments)
     return results, gradients
 
 
@@ -182,23 +176,27 @@ def from_carry(carry, count):
 
 
 @pytest.mark.parametrize(
-    ("layers", "bidirectional", "lengths"),
-    [
-        pytest.param(1, False, None, marks=pytest.mark.slow),
-        pytest.param(1, False, LENGTHS, marks=pytest.mark.slow),
-        (2, False, LENGTHS),
-        (1, True, LENGTHS),
-        (2, True, None),
-        pytest.param(2, True, LENGTHS, marks=pytest.mark.slow),
-    ],
+    ("case", "layers", "bidirectional", "padded"),
+    quickly(
+        [
+            (case, layers, bidirectional, padded)
+            for case in CASES
+            for layers in (1, 2)
+            for bidirectional in (False, True)
+            for padded in (False, True)
+        ],
+        ("lstm", 1, True, True),
+        ("gru", 2, False, True),
+        ("simple", 2, True, False),
+    ),
 )
-@each_case
-def test_layer_is_that_of_torch(rng, case, layers, bidirectional, lengths):
+def test_layer_is_that_of_torch(rng, case, layers, bidirectional, padded):
+    case, lengths = CASES[case], LENGTHS if padded else None
     module = case.module(layers, bidirectional)
     arguments = random_arguments(rng, case, module)
     expected = by_torch(module, arguments, lengths)
     actual = by_rdrop(case, module, arguments, lengths=lengths)
-    assert_close(actual, expected)
+    assert_close(actual, expected, tolerance=1e-10)
     if lengths is not None:
         padding = np.arange(TIME)[None] >= np.array(lengths)[:, None]
         for (ys, *_), _ in (actual, expected):
@@ -223,9 +221,10 @@ def shapes_of(masks):
     return [[leaf.shape for leaf in jax.tree.leaves(mask)] for mask in masks]
 
 
-@each_case
+@pytest.mark.parametrize("case", quickly(CASES, "simple"))
 def test_dropout_between_layers_is_that_of_torch(rng, case):
     """PyTorch draws the same masks again from the same seed: they can be recorded."""
+    case = CASES[case]
     module = case.module(layers=3, dropout=RATE)
     arguments = random_arguments(rng, case, module)
     torch.manual_seed(1)
@@ -235,7 +234,8 @@ def test_dropout_between_layers_is_that_of_torch(rng, case):
     recorded = [torch.nn.functional.dropout(ones, RATE)[:, :, None] for _ in range(2)]
     masks = [Masks(), *(Masks(inputs=jnp.asarray(mask.numpy())) for mask in recorded)]
     assert shapes_of(drawn_by_preset(case, 3)) == shapes_of(masks)
-    assert_close(by_rdrop(case, module, arguments, masks), expected)
+    actual = by_rdrop(case, module, arguments, masks)
+    assert_close(actual, expected, tolerance=1e-10)
 
 
 def test_preset_is_layers_of_torch_with_a_mask_between(rng):
@@ -253,7 +253,8 @@ def test_preset_is_layers_of_torch_with_a_mask_between(rng):
 
     arguments = random_arguments(rng, case, module)
     expected = by_torch(module, arguments, unroll=unroll)
-    assert_close(by_rdrop(case, module, arguments, masks), expected)
+    actual = by_rdrop(case, module, arguments, masks)
+    assert_close(actual, expected, tolerance=1e-10)
 
 
 def single(module, n):

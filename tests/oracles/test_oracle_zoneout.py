@@ -1,6 +1,6 @@
-"""Zoneout is that of the authors' code, and the `haste` preset is Haste's rule.
+"""Zoneout is the authors' code, and the `haste` preset is Haste's rule.
 
-Written anew in NumPy from what the code of each does: teganmaharaj/zoneout,
+Both are rewritten in NumPy from their code: teganmaharaj/zoneout,
 recurrent.py (ZoneoutLSTM.apply with model_type 6, ZoneoutGRU, ZoneoutSimpleRecurrent),
 and lmnt-com/haste, frameworks/pytorch. Their masks d are 1 where the new value is kept.
 
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import quick_jit, quickly
 
 import rdrop
 from rdrop import presets
@@ -104,10 +105,8 @@ def assert_same(rng, cell, dropout, expected):
         return [*jax.tree.leaves(carry), ys]
 
     direction = jax.tree.map(lambda a: rng.normal(size=a.shape), arguments)
-    actual = jax.jit(
-        lambda a, v: jax.jvp(ours, (a,), (v,)),
-        compiler_options={"xla_backend_optimization_level": 0},  # compiles in less time
-    )(*jax.tree.map(jnp.asarray, (arguments, direction)))
+    point = jax.tree.map(jnp.asarray, (arguments, direction))
+    actual = quick_jit(lambda a, v: jax.jvp(ours, (a,), (v,)))(*point)
     tiny = 1e-30
     moved = jax.tree.map(lambda a, v: a + 1j * tiny * v, arguments, direction)
     for value, derivative, both in zip(*actual, expected(moved), strict=True):
@@ -116,8 +115,10 @@ def assert_same(rng, cell, dropout, expected):
 
 
 def draw(cell, dropout):
-    keys = rdrop.stream_keys(jax.random.key(0))
-    return rdrop.draw(dropout, keys, cell.sites(FEATURES), BATCH, TIME)
+    sites = cell.sites(FEATURES)
+    return quick_jit(lambda keys: rdrop.draw(dropout, keys, sites, BATCH, TIME))(
+        rdrop.stream_keys(jax.random.key(0))
+    )
 
 
 def new_shares(masks, *sites):
@@ -148,13 +149,24 @@ AUTHORS = {
 }
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize(
-    ("name", "input_gates"),
-    [("lstm", False), ("lstm", True), ("gru", False), ("gru", True), ("simple", False)],
+    ("name", "input_gates", "phase"),
+    quickly(
+        [
+            (name, input_gates, phase)
+            for name in AUTHORS
+            for input_gates in ([False] if name == "simple" else [False, True])
+            for phase in ("training", "evaluation")
+        ],
+        ("lstm", True, "training"),
+        ("lstm", False, "evaluation"),
+        ("gru", False, "training"),
+        ("simple", False, "training"),
+    ),
 )
-def test_zoneout_is_that_of_the_authors_code(rng, name, input_gates, training):
-    """Their dropout of input gates, which is ours of the update, beside it as well."""
+def test_zoneout_is_that_of_the_authors_code(rng, name, input_gates, phase):
+    """Also with their dropout of input gates, which is ours of the update."""
+    training = phase == "training"
     step, kind, options, dropout = AUTHORS[name]
     cell = kind(UNITS, param_dtype=jnp.float64, **options)
     if input_gates:
@@ -192,9 +204,16 @@ def to_haste(name, weights, mask):
     return shifted(shifted(weights, "bias", 0, -0.3), "bias", 1, -0.3)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("name", HASTE)
-def test_haste_zones_the_hidden_state_alone(rng, name, training):
+@pytest.mark.parametrize(
+    ("name", "phase"),
+    quickly(
+        [(name, phase) for name in HASTE for phase in ("training", "evaluation")],
+        ("lstm", "training"),
+        ("gru", "evaluation"),
+    ),
+)
+def test_haste_zones_the_hidden_state_alone(rng, name, phase):
+    training = phase == "training"
     step, kind = HASTE[name]
     cell = kind(UNITS, param_dtype=jnp.float64)
     dropout = presets.haste(0.4, 0.25)
