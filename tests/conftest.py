@@ -1,5 +1,6 @@
 """Strict numerics for every test, and one small LSTM that the tests share."""
 
+import os
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,14 @@ import numpy as np
 import pytest
 
 import rdrop
+
+# Compilation takes a quarter of its time; nearly all programs run once. Processes that
+# a test starts inherit this. With `XLA_FLAGS=` programs are optimised, as users' are.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1",
+)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -47,14 +56,6 @@ def fresh_caches():
     """Each module counts what it traces from nothing: JAX's cache has its bounds."""
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def compiled_in_less_time():
-    """For modules that make no claim about optimised programs."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -9,33 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-# Without optimisation and with the older emitters, compilation takes a quarter of it.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
-
-
-def exists(option):
-    """Whether this version of XLA has a compiler option."""
-    try:
-        jax.jit(lambda: 0, compiler_options={option: QUICK[option]})()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
-
-
-# Bitwise claims about optimised programs use `jax.jit`.
-quick_jit = functools.partial(
-    jax.jit, compiler_options={name: QUICK[name] for name in QUICK if exists(name)}
+# Statements about optimised programs compile as users do: see tests/conftest.py.
+optimised_jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 3,
+        "xla_cpu_use_fusion_emitters": True,
+    },
 )
 
 
-def traced_once(function, jit=jax.jit):
+def traced_once(function):
     """Returns a plain function compiled; a second trace of it fails."""
     chex.clear_trace_counter()
-    return jit(chex.assert_max_traces(function, n=1))
+    return jax.jit(chex.assert_max_traces(function, n=1))
 
 
 def quickly(values, *quick):

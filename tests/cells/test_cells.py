@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from helpers import assert_close, quick_jit, quickly
+from helpers import assert_close, quickly
 
 import rdrop
 import rdrop.nnx
@@ -42,7 +42,7 @@ ZEROS = {
 def test_masks_of_outputs_and_states_reach_what_they_name(problem):
     """A mask of h_t as the next step sees it is not one of y_t; a mask of c is."""
 
-    @quick_jit
+    @jax.jit
     def run(params, carry, x):
         apply = functools.partial(problem.cell.apply, params, carry, x)
         return {site: apply(masks) for site, masks in ZEROS.items()}
@@ -59,7 +59,7 @@ def test_masks_of_outputs_and_states_reach_what_they_name(problem):
 def test_flax_rnn_initialises_and_runs_our_cell(problem):
     rnn = nn.RNN(problem.cell)
 
-    @quick_jit
+    @jax.jit
     def run(key):
         params = rnn.init(key, problem.xs)
         own = {"params": params["params"]["cell"]}
@@ -74,7 +74,7 @@ def initial():
     """The initial parameters of each cell, for 5 features and 8 units."""
     xs = jnp.ones((2, 1, 5), jnp.float32)
 
-    @quick_jit
+    @jax.jit
     def init(key):
         return {name: rdrop.RNN(cell(8)).init(key, xs) for name, cell in CELLS.items()}
 
@@ -131,7 +131,7 @@ def test_half_precision_computes_close_to_full(rng, name):
     noise = Bernoulli(0.4, per="step")
     dropout = Dropout(inputs=noise, input_weights=DropConnect(0.2), outputs=noise)
 
-    @quick_jit
+    @jax.jit
     def run(key):
         full, half = CELLS[name](3), CELLS[name](3, dtype=jnp.bfloat16)
         start = full.initialize_carry(key, xs.shape)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import assert_close, quick_jit, quickly
+from helpers import assert_close, quickly
 
 import rdrop
 from rdrop import Bernoulli, DropConnect, Dropout, Zoneout
@@ -85,7 +85,7 @@ def test_masks_are_held_if_flax_holds_the_collections(xs, name):
     cell = cell_of(CELLS[name])
     rnn = nn.RNN(cell, split_rngs=split(False, False), return_carry=True)
 
-    @quick_jit
+    @jax.jit
     def run(params):
         inputs, recurrent = drawn_in_flax(split(False, False), xs)
         keys = rdrop.StreamKeys(inputs[0], recurrent[0])
@@ -104,7 +104,7 @@ def test_a_mask_is_drawn_at_each_step_if_flax_splits_the_collection(xs):
     cell = cell_of(rdrop.SimpleCell, dropout)
     rnn = nn.RNN(cell, split_rngs=split(True, False))
 
-    @quick_jit
+    @jax.jit
     def run(params):
         inputs, recurrent = drawn_in_flax(split(True, False), xs)
         own = {"params": params["params"]["cell"]}
@@ -127,7 +127,7 @@ def test_every_cell_runs_in_flax_and_is_noisy_only_with_keys(xs, name):
     rnn = nn.RNN(cell_of(CELLS[name], Dropout(inputs=Bernoulli(0.5))))
     noisy = rnn.clone(split_rngs=split(False, False))
 
-    @quick_jit
+    @jax.jit
     def run(params):
         ways = rnn.apply(params, xs), noisy.apply(params, xs)
         return *ways, noisy.apply(params, xs, rngs=RNGS)
@@ -151,7 +151,7 @@ def test_our_rnn_draws_from_the_collections(xs):
     dropout = Dropout(inputs=Bernoulli(0.4), update=Bernoulli(0.3, per="step"))
     rnn = rdrop.RNN(rdrop.MinGRUCell(UNITS, param_dtype=jnp.float64))
 
-    @quick_jit
+    @jax.jit
     def run(params):
         _, actual = Model(rnn).apply(params, xs, dropout, rngs=RNGS)
         keys = rdrop.StreamKeys(*Model(Drawn()).apply({}, rngs=RNGS))
@@ -195,7 +195,7 @@ def test_both_streams_are_split_from_the_collection_dropout(xs):
             theirs.apply({"params": {"cell": own}}, xs, **rngs)[1],
         ]
 
-    @quick_jit
+    @jax.jit
     def run(params):
         (at_top,) = drawn.apply({}, rngs=DROPOUT)
         (in_stack,) = Layers([drawn]).apply({}, rngs=DROPOUT)
@@ -222,7 +222,7 @@ def test_layers_and_directions_draw_different_masks(xs):
     stack, one = rdrop.Stack([both(), both()]), rdrop.Stack([both()])
     dropout = Dropout(outputs=Bernoulli(0.5))
 
-    @quick_jit
+    @jax.jit
     def run(params):
         def dropped(*noises):
             return stack.apply(params, xs, [*noises], rngs=RNGS)[1] == 0
@@ -247,7 +247,7 @@ def test_arguments_come_before_collections_and_the_noise_of_the_cell(xs):
     rnn = rdrop.RNN(cell_of(rdrop.MinGRUCell, Dropout(inputs=Bernoulli(0.4))))
     keys, both = rdrop.stream_keys(RNGS["inputs"]), RNGS | DROPOUT
 
-    @quick_jit
+    @jax.jit
     def run(params):
         def ys(*arguments, **rngs):
             return rnn.apply(params, xs, *arguments, **rngs)[1]

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assert_close, quick_jit, quickly
+from helpers import assert_close, quickly
 from nnx_cases import BATCH, FEATURES, LIVES, OUTPUTS, TIME, UNITS, XS, noisy
 
 import rdrop
 from rdrop import Bernoulli, DropConnect, Dropout, Zoneout
 from rdrop import nnx as rnnx
 
-pytestmark = pytest.mark.usefixtures("compiled_in_less_time")
 LENGTHS = np.array([4, 2, 0])
 NOISE = Dropout(
     inputs=Bernoulli(0.4),
@@ -125,7 +124,7 @@ def test_a_step_is_that_of_the_linen_cell(xs, keys, name):
     module = rnnx.from_linen(cell, params)
     assert type(module) is getattr(rnnx, name)
 
-    @quick_jit
+    @jax.jit
     def run(carry, x):
         arguments = (carry, x, noise_of(name), keys)
         return module(*arguments), cell.apply(params, *arguments)

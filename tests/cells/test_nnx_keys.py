@@ -6,14 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assert_close, quick_jit, quickly
+from helpers import assert_close, quickly
 from nnx_cases import FEATURES, LIVES, OUTPUTS, TIME, UNITS, XS, noisy
 
 import rdrop
 from rdrop import Bernoulli, Dropout
 from rdrop import nnx as rnnx
 
-pytestmark = pytest.mark.usefixtures("compiled_in_less_time")
 RNGS = {
     "streams": {"inputs": 1, "recurrent": 2},
     "default": {"default": 3},
@@ -40,7 +39,7 @@ def test_rngs_give_a_layer_its_keys(streams):
     assert drawn[0].inputs != drawn[1].inputs
     noise = Dropout(inputs=Bernoulli(0.5))
 
-    @quick_jit
+    @jax.jit
     def run(keys):
         from_rngs = rnn(XS, noise, nnx.Rngs(**RNGS[streams]))[1]
         return from_rngs, rnn(XS, noise, keys)[1], rnn(XS)[1]

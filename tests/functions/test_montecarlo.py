@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import traced_once
+from helpers import optimised_jit, traced_once
 from scipy import special, stats
 
 import rdrop
@@ -318,7 +318,7 @@ def test_memory_grows_with_the_chunk_and_not_with_the_passes():
         return jax.nn.log_softmax(jnp.sin(number * xs))
 
     def needed(passes, chunk):
-        run = jax.jit(lambda xs: montecarlo.predict(function, xs, chunk=chunk))
+        run = optimised_jit(lambda xs: montecarlo.predict(function, xs, chunk=chunk))
         lowered = run.lower(jnp.arange(passes, dtype=float))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import quick_jit, random_like
+from helpers import random_like
 
 import rdrop
 from rdrop import (
@@ -96,7 +96,7 @@ def draw(cell, dropout, time=TIME, keys=KEYS, batch=BATCH):
 @functools.cache
 def _drawing(name, kind, time):
     cell = CELLS[name]
-    return quick_jit(
+    return jax.jit(
         lambda rate, keys: draw(cell, every_site(cell, kind, rate), time, keys)
     )
 
@@ -178,13 +178,13 @@ def with_gradients(run):
 @functools.cache
 def program(cell, reverse, run=by_rnn):
     """Results and gradients, of one program for each cell and direction."""
-    return quick_jit(with_gradients(run(cell, reverse)))
+    return jax.jit(with_gradients(run(cell, reverse)))
 
 
 @functools.cache
 def forward(cell):
     """The outputs of training, of one program for each cell."""
-    return quick_jit(lambda *arguments: by_rnn(cell, False)(*arguments)[1])
+    return jax.jit(lambda *arguments: by_rnn(cell, False)(*arguments)[1])
 
 
 def train(cell, kind, masks, xs=None, lengths=LENGTHS, carry=None, params=None):

@@ -20,10 +20,7 @@ import reference
 import rdrop
 from rdrop import Bernoulli, Concrete, DropConnect, Gaussian, Masks, Mix, Zoneout
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("compiled_in_less_time"),
-]
+pytestmark = pytest.mark.slow
 TIME, BATCH, FEATURES, UNITS = 3, 2, 3, 3
 RATE = 0.625  # exact in binary, and not its own complement
 LENGTHS = [(3, 2), (1, 3), (0, 2)]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from helpers import (
     assert_close,
-    quick_jit,
     quickly,
 )
 from law_cases import (
@@ -51,7 +50,7 @@ def test_keys_give_what_their_masks_give(name):
     cell = CELLS[name]
     dropout = every_site(cell, "bernoulli", 0.4)
 
-    @quick_jit
+    @jax.jit
     def run(keys, params, xs, carry):
         rnn = functools.partial(rdrop.RNN(cell).apply, params, xs, initial_carry=carry)
         step = functools.partial(cell.apply, params, carry, xs[:, 0])

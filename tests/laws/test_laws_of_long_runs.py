@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import quick_jit, quickly, random_like
+from helpers import quickly, random_like
 from law_cases import CELLS, KEYS, STATES, UNITS, WEIGHTS
 
 import rdrop
@@ -26,7 +26,7 @@ def long_run(cell):
         }
         return rdrop.RNN(cell).apply(params, xs, Masks(**chosen))
 
-    return quick_jit(jax.vmap(run, in_axes=(None, None, None, 0)))
+    return jax.jit(jax.vmap(run, in_axes=(None, None, None, 0)))
 
 
 def long_masks(cell, noise, time, batch):
@@ -131,7 +131,7 @@ def test_a_gru_explodes_only_if_its_leak_path_is_masked(name):
     masked = [Dropout(hidden_state=noise), Dropout(gates=noise)]
     tamed = [Dropout(hidden_state=tame), Dropout(gates=tame)]
 
-    @quick_jit
+    @jax.jit
     def run():
         exploding = [largest(dropout, 60) for dropout in masked]
         bounded = [largest(d) for d in (Dropout(recurrent=noise), *tamed)]

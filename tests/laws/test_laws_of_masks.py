@@ -7,7 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from helpers import assert_close, quick_jit, quickly
+from helpers import assert_close, optimised_jit, quickly
 from law_cases import (
     BATCH,
     CELLS,
@@ -59,7 +59,7 @@ def test_masks_are_the_same_eagerly_and_compiled(kind):
     sites = ("inputs", "cell_state", "recurrent_weights")
     dropout = every_site(cell, kind, 0.4)
     dropout = Dropout(**{site: getattr(dropout, site) for site in sites})
-    compiled = jax.jit(lambda keys: draw(cell, dropout, keys=keys))(KEYS)
+    compiled = optimised_jit(lambda keys: draw(cell, dropout, keys=keys))(KEYS)
     chex.assert_trees_all_equal(compiled, draw(cell, dropout))
 
 
@@ -71,7 +71,7 @@ def test_other_sites_batch_and_time_change_no_mask(name, kind):
     cell = CELLS[name]
     dropout = every_site(cell, kind, 0.4)
 
-    @quick_jit
+    @jax.jit
     def others(keys):
         larger = draw(cell, dropout, TIME + 2, keys, BATCH + 3)
         alone = {

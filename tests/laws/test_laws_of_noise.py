@@ -11,7 +11,7 @@ import optax
 import pytest
 from helpers import (
     assert_close,
-    quick_jit,
+    optimised_jit,
     quickly,
     random_like,
     stack_trees,
@@ -81,7 +81,7 @@ def test_vmap_over_rates_is_the_loop(name, kind):
 @functools.cache
 def vmapped(cell, reverse):
     in_axes = (0, None, None, None, None)
-    return quick_jit(jax.vmap(by_rnn(cell, reverse), in_axes))
+    return jax.jit(jax.vmap(by_rnn(cell, reverse), in_axes))
 
 
 @each_pair(CELLS, ("bernoulli", "concrete", "zoneout"), *in_each_program)
@@ -113,7 +113,7 @@ def test_masks_that_change_nothing_are_bitwise_no_noise(name, gates, states):
     params, xs, carry = large_problem(cell)
     options = {"mixed": states == "mixed", "each": gates == "each"}
 
-    @jax.jit
+    @optimised_jit
     def run(masks, params, xs, carry):
         one = cell.apply(params, carry, xs[:, 0], masks and masks[0])
         return one, rdrop.RNN(cell).apply(params, xs, masks and masks[1])
@@ -135,7 +135,7 @@ def test_rate_one_keeps_the_old_states_exactly(name):
     states = [site for site in STATES if site in cell.sites(UNITS)]
     kept = Dropout(**{site: Zoneout(1.0) for site in states})
 
-    @quick_jit
+    @jax.jit
     def run(params, xs, carry):
         step = functools.partial(cell.apply, params, carry, xs[:, 0], kept)
         rnn = rdrop.RNN(cell).apply(params, xs, kept, KEYS, initial_carry=carry)
@@ -152,7 +152,7 @@ def test_held_zoneout_is_the_same_mask_at_each_step(name):
     held = draw(cell, Dropout(hidden_state=Zoneout(0.4, per="sequence")))
     steps = jax.tree.map(lambda m: jnp.broadcast_to(m, (TIME, *m.shape)), held)
 
-    @quick_jit
+    @jax.jit
     def run(*arguments):
         return [by_rnn(cell, False)(masks, None, *arguments) for masks in (held, steps)]
 
@@ -198,7 +198,7 @@ def test_empty_dropout_is_no_dropout():
     params, xs, _ = problem_of(cell)
     nothing = [(), (Dropout(),), (Dropout(), KEYS), (Masks(),)]
 
-    @quick_jit
+    @jax.jit
     def run():
         return [rdrop.RNN(cell).apply(params, xs, *arguments) for arguments in nothing]
 
@@ -214,7 +214,7 @@ def test_a_schedule_trains_as_its_numbers_do():
     def train(dropout, step):
         return rdrop.RNN(cell).apply(params, xs, dropout.at(step), KEYS)
 
-    train = quick_jit(chex.assert_max_traces(train, n=2))
+    train = jax.jit(chex.assert_max_traces(train, n=2))
     plain = [train(Dropout(recurrent=Bernoulli(r)), 0) for r in (0.0, 0.4, 0.6)]
     for at, expected in zip((0, 2, 3), plain, strict=True):
         assert_close(train(ramp, at), expected)
@@ -265,7 +265,7 @@ def outputs_with(cell, noises):
         )
         return neutral.replace(**{site: full})
 
-    drawn = quick_jit(lambda: {n: masks_with(*noise) for n, noise in noises.items()})()
+    drawn = jax.jit(lambda: {n: masks_with(*noise) for n, noise in noises.items()})()
     return {name: outputs(cell, masks) for name, masks in drawn.items()}
 
 
@@ -310,7 +310,7 @@ def test_expectation_evaluates_with_its_factor(name):
     noise = Bernoulli(0.75, scale="expectation")
     sites = {s: size for s, size in cell.sites(UNITS).items() if s not in WEIGHTS}
 
-    @quick_jit
+    @jax.jit
     def run(params, xs, carry):
         step = functools.partial(cell.apply, params, carry, xs[:, 0])
         evaluated = {site: step(Dropout(**{site: noise})) for site in sites}
@@ -330,7 +330,7 @@ def test_zoneout_evaluates_with_the_expected_mixture(name):
     """A step is affine in a mixed state, so many samples have that mean."""
     cell = CELLS[name]
 
-    @quick_jit
+    @jax.jit
     def run(params, xs, carry):
         step = functools.partial(cell.apply, params, carry, xs[:, 0])
         return step(), step(Dropout(hidden_state=Zoneout(0.25)))

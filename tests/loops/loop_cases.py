@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import quick_jit, random_like
+from helpers import random_like
 
 import rdrop
 from rdrop import Bernoulli, DropConnect, Dropout, Masks, Mix, Zoneout
@@ -135,7 +135,7 @@ def results_of(name, setting, loop):
     """Results and gradients of a cell by one loop."""
     dropout, time_major, reverse, lengths = SETTINGS[setting]
     rnn = rdrop.RNN(CELLS[name], time_major, reverse, loop)
-    train = quick_jit(with_gradients(rnn, lengths))
+    train = jax.jit(with_gradients(rnn, lengths))
     return train(masks_of(CELLS[name], dropout), *problem_of(rnn))
 
 

@@ -9,7 +9,6 @@ import pytest
 from helpers import (
     assert_all_matter,
     assert_close,
-    quick_jit,
     quickly,
     stack_trees,
 )
@@ -110,7 +109,7 @@ def test_results_in_blocks_are_those_of_the_plain_loop(
     dropout, time_major, reverse, lengths = SETTINGS[setting]
     rnn = rdrop.RNN(CELLS[name], time_major, reverse)
     params, xs, carry = problem_of(rnn)
-    run = quick_jit(functools.partial(rnn.apply, lengths=lengths))
+    run = jax.jit(functools.partial(rnn.apply, lengths=lengths))
     masks = masks_of(CELLS[name], dropout)
     assert_close(run(params, xs, masks, initial_carry=carry), expected[0])
 
@@ -140,9 +139,9 @@ def test_models_side_by_side_are_each_alone(size, in_blocks_of):
     assert "dynamic_slice" in program
     assert "gather" not in program
     assert "scatter" not in program
-    one = quick_jit(gradient)
+    one = jax.jit(gradient)
     alone = stack_trees([one(model, xs, carry) for model in models])
-    assert_close(quick_jit(side_by_side)(both, xs, carry), alone, tolerance=1e-10)
+    assert_close(jax.jit(side_by_side)(both, xs, carry), alone, tolerance=1e-10)
 
 
 def test_gradients_of_narrow_kernels_are_added_up_in_float32(in_blocks_of):
@@ -154,4 +153,4 @@ def test_gradients_of_narrow_kernels_are_added_up_in_float32(in_blocks_of):
     shapes = jax.eval_shape(rnn.init, jax.random.key(0), xs)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     gradient = jax.grad(lambda p: rnn.apply(p, xs)[1].astype(jnp.float32).sum())
-    assert quick_jit(gradient)(params)["params"]["kernel"] == 300
+    assert jax.jit(gradient)(params)["params"]["kernel"] == 300

@@ -16,7 +16,6 @@ from flax import nnx
 from helpers import (
     assert_all_matter,
     assert_close,
-    quick_jit,
     quickly,
     random_like,
     stack_trees,
@@ -61,7 +60,7 @@ PAIRS = [(name, setting) for name in CELLS for setting in SETTINGS]
 def run_loops(layers, *arguments, lengths=None):
     """Results and gradients of one layer by each loop, from one program."""
 
-    @quick_jit
+    @jax.jit
     def run(*arguments):
         return [with_gradients(layer, lengths)(*arguments) for layer in layers]
 
@@ -148,7 +147,7 @@ def test_forward_mode_is_refused(mode, message, loop):
 def test_plain_loop_has_derivatives_in_forward_mode():
     loss, (params, xs, carry) = noisy_loss("simple", "plain")
 
-    @quick_jit
+    @jax.jit
     def both(xs):
         run = functools.partial(loss, params, carry=carry)
         return FORWARD["jvp"](run, xs), (jax.grad(run)(xs) * xs).sum()
@@ -204,7 +203,7 @@ def half_gradients(name, loop, dtype, time):
         ys = ys.astype(jnp.float32)
         return (ys * random_like(ys).astype(jnp.float32)).sum()
 
-    @quick_jit
+    @jax.jit
     def run(params, xs):
         masks = rdrop.draw(noise, KEYS, cell.sites(FEATURES), BATCH, time)
         return jax.grad(loss, argnums=(0, 1))(params, xs), masks
@@ -273,14 +272,14 @@ def test_gradient_and_vmap_over_lengths_commute(loop):
         for rnn in rnns
     )
     in_axes, argnums = (0, None, None, None), (1, 2, 3)
-    of_each = quick_jit(jax.vmap(jax.grad(run, argnums), in_axes))(lengths, *problem)
-    one = quick_jit(jax.grad(plain, argnums))
+    of_each = jax.jit(jax.vmap(jax.grad(run, argnums), in_axes))(lengths, *problem)
+    one = jax.jit(jax.grad(plain, argnums))
     assert_close(of_each, stack_trees([one(n, *problem) for n in lengths]), 1e-10)
 
     def total(*arguments):
         return jax.vmap(run, in_axes)(*arguments).sum()
 
-    of_total = quick_jit(jax.grad(total, argnums))(lengths, *problem)
+    of_total = jax.jit(jax.grad(total, argnums))(lengths, *problem)
     assert_close(of_total, jax.tree.map(lambda leaf: leaf.sum(0), of_each), 1e-10)
 
 
@@ -299,5 +298,5 @@ def test_gradients_by_vmap_over_rates_are_those_of_the_loop(loop):
         return jax.grad(loss, argnums=(0, 1, 2))(*problem)
 
     one, rates = traced_once(gradients), jnp.array([0.0, 0.3, 0.8])
-    mapped = quick_jit(jax.vmap(gradients))(rates)
+    mapped = jax.jit(jax.vmap(gradients))(rates)
     assert_close(mapped, stack_trees([one(rate) for rate in rates]), 1e-10)

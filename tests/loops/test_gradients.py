@@ -13,7 +13,6 @@ import reference
 from helpers import (
     assert_all_matter,
     assert_close,
-    quick_jit,
     quickly,
     random_like,
     stack_trees,
@@ -58,7 +57,7 @@ def test_gradients_in_rates_are_those_of_the_plain_loop(name, noise):
         noise = noise.replace(recurrent=noise.recurrent.replace(gates="shared"))
     rnns = [rdrop.RNN(CELLS[name], loop=loop) for loop in LOOPS]
 
-    @quick_jit
+    @jax.jit
     def gradients(noise, *problem):
         losses = [loss_of(rnn, lengths=LENGTHS, keys=KEYS) for rnn in rnns]
         alone = jax.grad(losses[0], 3)(*problem, noise)
@@ -129,7 +128,7 @@ def test_gradient_of_a_concrete_rate_is_that_of_the_equations(per, gates, loop):
     """By central differences in float64, of the numbers that were drawn."""
     options = {"per": per, "gates": gates}
 
-    @quick_jit
+    @jax.jit
     def run(rates):
         numbers = smooth(RATES, Numbers, **options)
         sites = CELLS["lstm"].sites(FEATURES)
@@ -153,9 +152,9 @@ def test_gradients_by_vmap_over_concrete_rates_are_those_of_the_loop(per):
     gradient = gradient_in_smooth_rates("fused", per=per)
     values = jnp.asarray([0.0, 0.3, 0.8, 1.0], jnp.float32)
     rates = {"inputs": values, "recurrent": values[::-1]}
-    one = traced_once(gradient, quick_jit)
+    one = traced_once(gradient)
     looped = [one(jax.tree.map(lambda v, n=n: v[n], rates)) for n in range(4)]
-    mapped = quick_jit(jax.vmap(gradient))(rates)
+    mapped = jax.jit(jax.vmap(gradient))(rates)
     assert_close(mapped, stack_trees(looped), tolerance=1e-5)
     for leaf in jax.tree.leaves(mapped):
         assert np.isfinite(leaf).all()
@@ -169,7 +168,7 @@ def test_gradients_by_vmap_over_concrete_rates_are_those_of_the_loop(per):
 def curvature(name, loop):
     """Product of the Hessian with a vector, forwards over reverse."""
 
-    @quick_jit
+    @jax.jit
     def product(*point):
         gradient = jax.grad(noisy_loss(name, loop)[0], argnums=(0, 1, 2))
         return jax.jvp(gradient, point, random_like(point, 5))[1]
@@ -192,7 +191,7 @@ def test_hessian_is_that_of_the_plain_loop_forwards_and_in_reverse(loop):
         loss, (params, xs, carry) = noisy_loss("simple", loop)
         return jacobian(jax.grad(loss, argnums=2), argnums=2)(params, xs, carry)
 
-    @quick_jit
+    @jax.jit
     def hessians():
         expected = hessian("plain", jax.jacfwd)
         return expected, hessian(loop, jax.jacfwd), hessian(loop, jax.jacrev)
@@ -217,7 +216,7 @@ def test_curvature_in_a_rate_and_the_parameters(loop):
             leaves = jax.tree.leaves(gradient(params, xs, carry, noise))
             return sum((leaf**2).sum() for leaf in leaves)
 
-        return quick_jit(jax.grad(slope))(NORMAL)
+        return jax.jit(jax.grad(slope))(NORMAL)
 
     actual = mixed(loop)
     assert_all_matter(actual)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, quick_jit
+from helpers import assert_close
 
 import rdrop
 from rdrop import Bernoulli, Dropout, Masks
@@ -51,7 +51,7 @@ def masks_of(each=4, time=5):
 
 
 def test_two_chunks_are_one_sequence(problem):
-    @quick_jit
+    @jax.jit
     def run(params, xs, carry):
         keys = problem.keys.replace(step=7)
         layer = functools.partial(rdrop.RNN(problem.cell).apply, params)
@@ -68,7 +68,7 @@ def test_directions_have_different_masks(problem):
     """A unit that is dropped shows as a zero, as there is noise on outputs alone."""
     noise = Dropout(outputs=Bernoulli(0.5))
 
-    @quick_jit
+    @jax.jit
     def run(*arguments):
         return [
             by_rnn(problem, noise, problem.keys, reverse=reverse)(*arguments)[1] == 0
@@ -104,7 +104,7 @@ def test_padded_sequence_is_the_sequence_alone(problem, reverse):
         run = by_rnn(problem, own, reverse=reverse)
         return run(params, only(xs)[:, :length], jax.tree.map(only, carry))
 
-    @quick_jit
+    @jax.jit
     def run(*arguments):
         lengths = problem.lengths
         padded = by_rnn(problem, masks, lengths=lengths, reverse=reverse)(*arguments)
@@ -128,7 +128,7 @@ def test_lengths_may_be_traced_a_list_or_of_another_integer_type(problem):
         np.asarray(problem.lengths, np.uint8),
     ]
 
-    @quick_jit
+    @jax.jit
     def run(traced):
         ways = [by_rnn(problem, lengths=lengths) for lengths in (*known, traced)]
         return [way(*arguments_of(problem)) for way in ways]
@@ -142,7 +142,7 @@ def test_lengths_may_be_traced_a_list_or_of_another_integer_type(problem):
 
 
 def test_time_major_is_the_transpose(problem):
-    @quick_jit
+    @jax.jit
     def run(masks, params, xs, carry):
         options = {"initial_carry": carry, "lengths": problem.lengths}
         rnn = rdrop.RNN(problem.cell, time_major=True)
@@ -156,7 +156,7 @@ def test_time_major_is_the_transpose(problem):
 def test_initial_carry_is_zero_by_default(problem):
     zeros = jax.tree.map(jnp.zeros_like, problem.carry)
 
-    @quick_jit
+    @jax.jit
     def run(params, xs):
         return [by_rnn(problem)(params, xs, carry) for carry in (None, zeros)]
 
@@ -164,7 +164,7 @@ def test_initial_carry_is_zero_by_default(problem):
 
 
 def test_parameters_are_those_of_the_cell_and_noise_does_not_change_them(problem):
-    @quick_jit
+    @jax.jit
     def init(key):
         rnn = rdrop.RNN(problem.cell)
         return (
@@ -198,7 +198,7 @@ def test_stack_is_its_layers_one_after_the_other(problem):
     params = params_of(stack, problem.xs)
     options = {"lengths": problem.lengths}
 
-    @quick_jit
+    @jax.jit
     def run(params, xs):
         keys = problem.keys
         spread = stack.apply(params, xs, NOISE, keys, **options)
@@ -219,7 +219,7 @@ def test_stack_is_its_layers_one_after_the_other(problem):
 def test_stack_continues_from_its_carries(problem):
     stack = layers_of(GRUCell(2), SimpleCell(3))
 
-    @quick_jit
+    @jax.jit
     def run(params, xs):
         _, whole = stack.apply(params, xs)
         carries, first = stack.apply(params, xs[:, :2])
@@ -236,7 +236,7 @@ def test_bidirectional_is_both_directions_side_by_side(problem):
     noises = (NOISE, Dropout(inputs=Bernoulli(0.5)))
     options = {"keys": problem.keys, "lengths": problem.lengths}
 
-    @quick_jit
+    @jax.jit
     def run(params, xs):
         results = []
         for (name, cell), noise in zip(cells.items(), noises, strict=True):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, quick_jit, quickly
+from helpers import assert_close, optimised_jit, quickly
 from jax.interpreters import partial_eval
 from loop_cases import (
     CELLS,
@@ -86,7 +86,7 @@ def test_kernel_is_transposed_before_the_loop_unless_it_is_large(name, monkeypat
     def results():
         train = with_gradients(rnn)  # a new function, that is traced again
         _, back = loops_over_time(train, *arguments)
-        return "transpose[" in back, quick_jit(train)(*arguments)
+        return "transpose[" in back, jax.jit(train)(*arguments)
 
     turned_in_loop, expected = results()
     assert not turned_in_loop
@@ -124,7 +124,7 @@ def test_buffers_are_written_in_place(name, gates, vmapped):
     gradient, rates = jax.grad(loss), jnp.float32(0.5)
     if vmapped:
         gradient, rates = jax.vmap(gradient, (None, 0)), jnp.full(2, rates)
-    program = jax.jit(gradient).lower(params, rates).compile().as_text()
+    program = optimised_jit(gradient).lower(params, rates).compile().as_text()
     size = 16 * cell.equations.GATES
     whole = rf"f32\[(2,)?3,7,{size}\]"
     assert re.search(whole, program)
@@ -151,7 +151,7 @@ def large_loss(*arguments):
 
 def memory(function, shapes):
     """Bytes of temporary memory, by the compiler's own count."""
-    compiled = quick_jit(function).lower(*shapes).compile()
+    compiled = optimised_jit(function).lower(*shapes).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import assert_all_matter, assert_close, quick_jit, quickly
+from helpers import assert_all_matter, assert_close, quickly
 from loop_cases import (
     BATCH,
     FEATURES,
@@ -117,7 +117,7 @@ def test_loops_agree_in_values_and_all_gradients(name, setting):
     masks = masks_of(cell, dropout)
     rnns = [rdrop.RNN(cell, time_major, reverse, loop) for loop in LOOPS]
 
-    @quick_jit
+    @jax.jit
     def run(*arguments):
         return [with_gradients(rnn, lengths)(*arguments) for rnn in rnns]
 
@@ -143,7 +143,7 @@ def test_every_site_it_declares_is_live():
 
     masks = Masks(**{name: neutral(name, size) for name, size in sites.items()})
 
-    @quick_jit
+    @jax.jit
     @jax.vmap
     def run(on):
         chosen = {
@@ -166,7 +166,7 @@ def test_both_faces_and_the_cell_step_by_step_agree():
         setattr(twin, name, nnx.Param(value))
     masks = masks_of(linen, SETTINGS["mixed_states"].dropout)
 
-    @quick_jit
+    @jax.jit
     def run(xs, carry):
         options = {"initial_carry": carry, "lengths": LENGTHS}
         by_nnx = rdrop.nnx.RNN(twin)(xs, masks, **options)

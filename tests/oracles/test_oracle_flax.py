@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import assert_close, quick_jit, quickly
+from helpers import assert_close, quickly
 
 import rdrop
 
@@ -96,7 +96,7 @@ def with_gradients(run, arguments):
         return sum(n * (leaf**2).sum() for n, leaf in leaves), results
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-    (_, results), gradients = quick_jit(gradient)(*arguments)
+    (_, results), gradients = jax.jit(gradient)(*arguments)
     return results, gradients
 
 

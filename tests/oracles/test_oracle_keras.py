@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, quick_jit, quickly
+from helpers import assert_close, quickly
 
 import rdrop
 from rdrop import Masks, presets
@@ -61,7 +61,7 @@ class Case(NamedTuple):
     def draw(self, rates):
         sites = self.ours(UNITS).sites(FEATURES)
         dropout, keys = self.preset(*rates), rdrop.stream_keys(jax.random.key(0))
-        return quick_jit(lambda keys: rdrop.draw(dropout, keys, sites, BATCH))(keys)
+        return jax.jit(lambda keys: rdrop.draw(dropout, keys, sites, BATCH))(keys)
 
 
 CASES = {
@@ -92,7 +92,7 @@ def with_gradients(run, arguments):
         return sum(n * (leaf**2).sum() for n, leaf in leaves), results
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-    (_, results), gradients = quick_jit(gradient)(*arguments)
+    (_, results), gradients = jax.jit(gradient)(*arguments)
     return results, gradients
 
 
@@ -186,9 +186,9 @@ def test_evaluation_is_that_of_keras(rng, case):
     case = CASES[case]
     cell, shapes = float64_cell(case, *RATES["both"])
     arguments = random_arguments(rng, case, shapes, jnp.float64)
-    expected = quick_jit(by_keras_cell(cell, training=False))(*arguments)
+    expected = jax.jit(by_keras_cell(cell, training=False))(*arguments)
     ours = by_rdrop(case, case.preset(*RATES["both"]), jnp.float64)
-    assert_close(quick_jit(ours)(*arguments), expected, tolerance=1e-10)
+    assert_close(jax.jit(ours)(*arguments), expected, tolerance=1e-10)
 
 
 def by_keras_layer(layer, masks, lengths, reverse):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, quick_jit, quickly
+from helpers import assert_close, quickly
 
 import rdrop
 from rdrop import Masks, presets
@@ -133,7 +133,7 @@ def by_rdrop(case, module, arguments, dropout=None, lengths=None):
 
     gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
     arguments = jax.tree.map(jnp.asarray, arguments)
-    (_, results), gradients = quick_jit(gradient)(*arguments)
+    (_, results), gradients = jax.jit(gradient)(*arguments)
     return results, gradients
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import quick_jit, quickly
+from helpers import quickly
 
 import rdrop
 from rdrop import presets
@@ -106,7 +106,7 @@ def assert_same(rng, cell, dropout, expected):
 
     direction = jax.tree.map(lambda a: rng.normal(size=a.shape), arguments)
     point = jax.tree.map(jnp.asarray, (arguments, direction))
-    actual = quick_jit(lambda a, v: jax.jvp(ours, (a,), (v,)))(*point)
+    actual = jax.jit(lambda a, v: jax.jvp(ours, (a,), (v,)))(*point)
     tiny = 1e-30
     moved = jax.tree.map(lambda a, v: a + 1j * tiny * v, arguments, direction)
     for value, derivative, both in zip(*actual, expected(moved), strict=True):
@@ -116,7 +116,7 @@ def assert_same(rng, cell, dropout, expected):
 
 def draw(cell, dropout):
     sites = cell.sites(FEATURES)
-    return quick_jit(lambda keys: rdrop.draw(dropout, keys, sites, BATCH, TIME))(
+    return jax.jit(lambda keys: rdrop.draw(dropout, keys, sites, BATCH, TIME))(
         rdrop.stream_keys(jax.random.key(0))
     )
 
