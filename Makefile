@@ -1,4 +1,4 @@
-# Ordinary venv and pip, wrapped; the README gives the plain commands.
+# Ordinary venv and pip, wrapped; docs/contributing.md gives the plain commands.
 
 PYTHON ?= python3
 NEWEST ?= python3.13
@@ -25,7 +25,7 @@ bench: .venv/.ready-bench ## time rdrop's loops beside Keras, PyTorch and flax
 	$(BIN)/python -m benchmarks
 
 docs: .venv/.ready-docs ## build the documentation in site/, warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: .venv/.ready ## run the quick tests; TESTS=path for some of them
 	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
@@ -33,8 +33,8 @@ test: .venv/.ready ## run the quick tests; TESTS=path for some of them
 test-slow: .venv/.ready ## run the tests that take minutes
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(TESTS)
 
-test-newest: .venv-newest/.ready ## run the quick tests on the newest Python and jax
-	.venv-newest/bin/python -m pytest -n auto --dist loadfile $(TESTS)
+test-newest: .venv-newest/.ready ## run them on the newest Python and jax, optimised
+	XLA_FLAGS= .venv-newest/bin/python -m pytest -n auto --dist loadfile $(TESTS)
 
 oracles: .venv/.ready-oracles ## install Keras and PyTorch, to compare with
 

@@ -1,6 +1,6 @@
-"""rdrop: dropout in recurrent networks as a value one can name, inspect and vmap."""
+"""rdrop: dropout in recurrent networks as a value that you can name and vmap."""
 
-from rdrop import calibration, cells, montecarlo, presets, schedules
+from rdrop import calibration, cells, montecarlo, presets, schedules, sites
 from rdrop.dropout import Dropout, Masks, draw
 from rdrop.functional import embedding_dropout, locked_dropout
 from rdrop.keys import StreamKeys, stream_keys
@@ -66,6 +66,7 @@ __all__ = [
     "presets",
     "r_drop",
     "schedules",
+    "sites",
     "stream_keys",
     "temporal_activation_regulariser",
 ]

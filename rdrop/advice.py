@@ -24,6 +24,7 @@ ADVICE = {
     **dict.fromkeys(("key", "rng"), KEYS),
     "rngs": "pass `rngs` to `apply` of a linen module, and nnx.Rngs to an nnx layer as "
     "`keys`",
+    "drift": "masks that drift slowly have per=rdrop.Drift(probability)",
     "mask": "pass `lengths`, the number of valid steps of each sequence",
     "seq_lengths": "the argument is called `lengths`",
     "go_backwards": "the argument is called `reverse`",

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 
 import chex
 import jax
@@ -10,13 +11,10 @@ import numpy as np
 import pytest
 
 # Statements about optimised programs compile as users do: see tests/conftest.py.
-optimised_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 3,
-        "xla_cpu_use_fusion_emitters": True,
-    },
-)
+OPTIMISED: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
+if "fusion_emitters" in os.environ["XLA_FLAGS"]:
+    OPTIMISED["xla_cpu_use_fusion_emitters"] = True
+optimised_jit = functools.partial(jax.jit, compiler_options=OPTIMISED)
 
 
 def traced_once(function):

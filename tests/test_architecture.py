@@ -33,6 +33,8 @@ EXTRAS = {
     "serialisation.tensors": {"safetensors"},
     "serialisation.text": {"tomli_w"},
 }
+# Public modules with extras are imported by name.
+PUBLIC = {*rdrop.__all__, "__version__", "interop", "nnx", "plot", "serialisation"}
 LIBRARY = sorted((ROOT / "rdrop").rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
 
@@ -60,15 +62,13 @@ def private_uses(tree):
     """What a module takes from rdrop other than its public names."""
     for module, name in imports(tree):
         root = module.split(".")[0]
-        if root == "rdrop" and (
-            module != "rdrop" or name not in {None, *rdrop.__all__}
-        ):
+        if root == "rdrop" and (module != "rdrop" or name not in {None, *PUBLIC}):
             yield f"{module}.{name}"
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            public = {*rdrop.__all__, "__version__"}
-            if node.value.id == "rdrop" and node.attr not in public:
-                yield f"rdrop.{node.attr}"
+        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+            continue
+        if node.value.id == "rdrop" and node.attr not in PUBLIC:
+            yield f"rdrop.{node.attr}"
 
 
 def parse(path):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import serialization
 
+from rdrop.advice import reject_unknown
 from rdrop.noise.rates import ScheduledRate, Shape
 
 NodeT = TypeVar("NodeT", bound="Node")
@@ -41,6 +42,12 @@ class Node:
             cls, _flatten_with_keys, unflatten, _flatten
         )
         serialization.register_serialization_state(cls, _to_state, _from_state)
+
+    def __new__(cls, *values, **named):
+        """Rejects unknown arguments by name; sets nothing."""
+        known = cls.__dataclass_fields__
+        reject_unknown(cls.__name__, [n for n in named if n not in known], known)
+        return super().__new__(cls)
 
     def __post_init__(self):
         _check_options(self)

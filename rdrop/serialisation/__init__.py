@@ -1,6 +1,6 @@
 """Serialisation: a `Dropout` as text, and parameters as a safetensors file."""
 
-from rdrop.serialisation.tensors import load_params, save_params
+from rdrop.serialisation.tensors import load_metadata, load_params, save_params
 from rdrop.serialisation.text import (
     from_dict,
     from_json,
@@ -14,6 +14,7 @@ __all__ = [
     "from_dict",
     "from_json",
     "from_toml",
+    "load_metadata",
     "load_params",
     "save_params",
     "to_dict",

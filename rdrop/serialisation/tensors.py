@@ -36,12 +36,18 @@ DTYPES: dict[str, Any] = {  # by their names in a file
 }
 
 
-def save_params(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
+def save_params(
+    path: str | os.PathLike[str],
+    params: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes parameters to a safetensors file, as a whole or not at all.
 
     Args:
         path: the file; an existing one is replaced.
         params: nested dicts of arrays with text as keys, such as `module.init` returns.
+        metadata: texts by name, which `load_metadata` returns. With several names, the
+            bytes of the file differ between calls, as safetensors does not order them.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -59,7 +65,8 @@ def save_params(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None
     flat = flatten_dict(dict(params), keep_empty_nodes=True)
     for keys in flat:
         _check_keys(keys)
-    _write(Path(path), save({".".join(k): _array(k, leaf) for k, leaf in flat.items()}))
+    arrays = {".".join(k): _array(k, leaf) for k, leaf in flat.items()}
+    _write(Path(path), save(arrays, dict(metadata) if metadata else None))
 
 
 def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -90,6 +97,27 @@ def load_params(path: str | os.PathLike[str]) -> dict[str, Any]:
     _check_nested(tensors)
     arrays = {name: _tensor(name, **parts) for name, parts in tensors.items()}
     return unflatten_dict(arrays, sep=".")
+
+
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads the metadata of a safetensors file; empty if it has none.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        ValueError: the file is of another kind.
+        OSError: the file cannot be read.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise ImportError(MISSING) from None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(
+            f"`path` must be a safetensors file, got {path}: {error}."
+        ) from None
 
 
 def _check_keys(keys: tuple[Any, ...]) -> None:

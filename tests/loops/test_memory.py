@@ -105,6 +105,7 @@ def test_kernel_is_transposed_before_the_loop_unless_it_is_large(name, monkeypat
             for name in PRODUCTS
             for gates in ("shared", "each")
             for vmapped in (False, True)
+            if (name, gates) != ("simple", "each")
         ],
         ("lstm", "shared", False),
         ("gru", "shared", True),
@@ -186,8 +187,9 @@ def test_numbers_kept_for_the_gradient_are_those_promised(name):
     ("name", "depth"), [*((name, 1) for name in PRODUCTS), ("lstm", 2)]
 )
 def test_gradient_needs_less_memory_than_that_of_the_plain_loop(name, depth):
-    plain = memory_of_gradient(name, "plain", depth)
-    assert all(memory_of_gradient(name, loop, depth) < plain for loop in FAST)
+    """Of sequences that a loop with recomputation reads in several blocks."""
+    plain = memory_of_gradient(name, "plain", depth, 1024)
+    assert all(memory_of_gradient(name, loop, depth, 1024) < plain for loop in FAST)
 
 
 @pytest.mark.parametrize("depth", quickly([1, 2], 1))

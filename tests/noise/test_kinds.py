@@ -409,3 +409,17 @@ def test_unknown_options_are_rejected(kind, option, words):
     for value, got in (("often", "'often'"), (0.5, "0.5"), (Drift, "<class .*Drift'>")):
         with pytest.raises(ValueError, match=f"`{option}` must be {words}, got {got}"):
             kind(0.5, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("drift", r"Hint: masks that drift slowly have per=rdrop\.Drift"),
+        ("rat", r"Did you mean `rate`\?"),
+    ],
+)
+def test_unknown_options_are_named(name, hint):
+    with pytest.raises(
+        TypeError, match=rf"Bernoulli has no argument `{name}`.* {hint}"
+    ):
+        Bernoulli(0.5, **{name: 0.1})

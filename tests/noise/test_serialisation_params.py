@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import rdrop
-from rdrop.serialisation import load_params, save_params
+from rdrop.serialisation import load_metadata, load_params, save_params
 
 safetensors = pytest.importorskip("safetensors")
 SUPPORTED = (
@@ -47,6 +47,18 @@ def assert_same(actual, expected):
 def test_a_stack_comes_back(params, path):
     save_params(path, params)
     assert_same(load_params(path), params)
+
+
+def test_metadata_comes_back(params, path):
+    save_params(path, params)
+    assert load_metadata(path) == {}
+    texts = {"config": "units = 4\n", "source": "é"}
+    save_params(path, params, texts)
+    assert load_metadata(path) == texts
+    assert_same(load_params(path), params)
+    path.write_bytes(b"no")
+    with pytest.raises(ValueError, match="must be a safetensors file"):
+        load_metadata(path)
 
 
 def test_another_reader_finds_the_names_of_the_modules(params, path):
