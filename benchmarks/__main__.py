@@ -58,7 +58,7 @@ def main(
     }
     path.write_text(json.dumps(results, indent=1) + "\n")
     report.write(report.read())
-    Console().print(f"Results: {path}; the tables are in README.md and NOTES.md.")
+    Console().print(f"Results: {path}; the tables are in NOTES.md.")
 
 
 def _is_tuned(table, who, case):

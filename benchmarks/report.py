@@ -1,4 +1,4 @@
-"""Report: the tables of README.md and NOTES.md, generated from a run's results."""
+"""Report: the tables of NOTES.md, generated from a run's results."""
 
 import json
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.cases import GROWTH, PEERS, SHAPES, Case
 
 ROOT = Path(__file__).parent.parent
+NOTES = ROOT / "benchmarks/NOTES.md"
 RESULTS = ROOT / "benchmarks/results/cpu.json"
 
 
@@ -19,21 +20,16 @@ def read(path: Path = RESULTS) -> dict:
 
 
 def write(results: dict) -> None:
-    """Replaces the tables between their markers."""
-    for file, tables in (
-        (ROOT / "README.md", {"bench": readme(results)}),
-        (ROOT / "benchmarks/NOTES.md", notes(results)),
-    ):
-        text = file.read_text()
-        for name, table in tables.items():
-            start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-            head, rest = text.split(start)
-            text = head + start + table + end + rest.split(end)[1]
-        file.write_text(text)
+    """Replaces the tables of NOTES.md between their markers."""
+    text = NOTES.read_text()
+    for name, table in tables(results).items():
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        head, rest = text.split(start)
+        text = head + start + table + end + rest.split(end)[1]
+    NOTES.write_text(text)
 
 
-def readme(results: dict) -> str:
-    """Returns the table of a training step, ratios beside it."""
+def _bench(results):
     rows = []
     for name, shape in SHAPES.items():
         at = Lookup(results, "train", shape)
@@ -55,9 +51,10 @@ def readme(results: dict) -> str:
     return _table(heads, rows)
 
 
-def notes(results: dict) -> dict[str, str]:
-    """Returns the other tables, by name."""
+def tables(results: dict) -> dict[str, str]:
+    """Returns the tables, by name."""
     return {
+        "bench": _bench(results),
         "environment": _environment(results),
         "floor": _floor(results),
         "gates": _gates(results),

@@ -67,7 +67,7 @@ def main(name: str) -> None:
 
 
 def _sweep() -> axes.Sweep:
-    return axes.sweep(axes.load(CONFIG), str(CONFIG))
+    return axes.make_sweep(axes.read_toml(CONFIG), str(CONFIG))
 
 
 def _problem() -> tuple[Config, Data]:

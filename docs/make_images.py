@@ -1,11 +1,17 @@
-"""Pictures of the README: `python docs/make_images.py`."""
+"""Pictures of the README and the docs: `python docs/make_images.py [RUNS]`.
 
+`masks.png` is drawn from the library alone. The others are drawn from the runs of
+configs/vowels_*.toml that are in the folder RUNS, by default `runs`.
+"""
+
+import sys
 from pathlib import Path
 
 import jax
 from matplotlib.figure import Figure
 
 import rdrop
+from experiments import report
 from rdrop import plot, presets
 
 IMAGES = Path(__file__).parent / "images"
@@ -14,7 +20,7 @@ METHODS = {
     "Keras: held over the sequence, one mask per gate": presets.keras(0.4, 0.4),
     "Gal (tied): held over the sequence, gates share": presets.gal(0.4, 0.4),
     "Zaremba: vertical arrows only, new at each step": presets.zaremba(0.4),
-    "Semeniuta: only what is added to the memory": presets.semeniuta(0.4),
+    "Semeniuta: only the update that is added to the memory": presets.semeniuta(0.4),
     "zoneout: grey units keep their old value": presets.zoneout(0.4, 0.4),
 }
 LEGEND = """Vertical arrows, blue: the input stream.
@@ -27,6 +33,12 @@ A strip is a mask, a square a unit. There is one row
 per gate if each gate has its own mask.
 
 filled: passes      crossed out: dropped"""
+# The picture of a report, and its runs, by the name of the image.
+REPORTS = {
+    "plane": ("plane", ["vowels_plane"]),
+    "methods": ("methods", ["vowels_methods"]),
+    "concrete": ("learned_on_plane", ["vowels_plane", "vowels_concrete"]),
+}
 
 
 def draw_masks() -> Figure:
@@ -43,5 +55,14 @@ def draw_masks() -> Figure:
     return figure
 
 
+def draw_reports(root: Path) -> None:
+    """Draws the pictures whose runs are in a folder."""
+    for name, (picture, runs) in REPORTS.items():
+        folders = [root / run for run in runs]
+        if all((folder / "results.jsonl").exists() for folder in folders):
+            report.write_figure(folders, picture, IMAGES / f"{name}.png")
+
+
 if __name__ == "__main__":
     draw_masks().savefig(IMAGES / "masks.png", dpi=110)
+    draw_reports(Path(sys.argv[1] if len(sys.argv) > 1 else "runs"))

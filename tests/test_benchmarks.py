@@ -1,4 +1,4 @@
-"""The benchmarks run, and what README.md and NOTES.md show is what was measured."""
+"""The benchmarks run, and NOTES.md shows their results."""
 
 import dataclasses
 import json
@@ -14,17 +14,9 @@ from benchmarks.contenders import build
 TINY = Case(2, 3, 4, 5)
 
 
-@pytest.mark.parametrize(
-    ("file", "tables"),
-    [
-        ("README.md", lambda results: {"bench": report.readme(results)}),
-        ("benchmarks/NOTES.md", report.notes),
-    ],
-    ids=["readme", "notes"],
-)
-def test_its_tables_are_those_of_the_results(file, tables):
-    text = (report.ROOT / file).read_text()
-    for name, table in tables(report.read()).items():
+def test_its_tables_are_those_of_the_results():
+    text = report.NOTES.read_text()
+    for name, table in report.tables(report.read()).items():
         shown = text.split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
         assert shown == table
 

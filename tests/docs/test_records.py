@@ -1,0 +1,53 @@
+"""Figures in the README and the docs are those of the configs, which are the record."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+README = (ROOT / "README.md").read_text()
+MODELS = (ROOT / "docs/howto/language_models.md").read_text()
+
+
+def rows(text, first):
+    """The cells of the rows of a Markdown table, from the row that starts so."""
+    lines = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def record(config):
+    """The comment at the top of a config, in one line."""
+    header = (ROOT / f"configs/{config}.toml").read_text().split("\n\n")[0]
+    return " ".join(line.lstrip("# ") for line in header.splitlines())
+
+
+def test_the_answer_is_the_record_of_the_plane():
+    found = record("vowels_plane").replace("+-", "±")
+    for noise, *rates, figure in rows(README, "none"):
+        chosen = " and ".join(rate for rate in rates if rate != "0")
+        assert re.search(rf"{figure} [^±]*\({chosen}", found) or noise == "none"
+        assert figure in found
+    assert re.search(r"p = [\d.]+\d", README)[0] in found
+
+
+@pytest.mark.parametrize("row", rows(MODELS, "`ptb_zaremba_small`"), ids=lambda r: r[0])
+def test_published_figures_are_those_of_the_configs(row):
+    config, _, published, ours, _ = row
+    found = record(config.strip("`"))
+    for figure in re.findall(r"\d+(?:\.\d+)?", f"{published} {ours}"):
+        assert figure in found
+    assert (ours == "not yet run") == ("not yet run" in found)
+
+
+def test_every_config_of_a_paper_is_listed():
+    listed = {row[0].strip("`") for row in rows(MODELS, "`ptb_zaremba_small`")}
+    assert listed == {path.stem for path in CONFIGS if path.stem.startswith("ptb_")}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_first_line_of_a_config_is_a_sentence_for_the_list(path):
+    first = path.read_text().partition("\n")[0]
+    assert first.startswith("# ")
+    assert first[-1] in ".?"
