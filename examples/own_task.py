@@ -1,4 +1,4 @@
-"""A task of one's own: the adding problem (Hochreiter and Schmidhuber 1997).
+"""A complete task: the adding problem (Hochreiter and Schmidhuber 1997).
 
 Each step has a random number and a mark. Two steps are marked, and the answer is the
 sum of their numbers; always answering 1, the mean, scores a squared error of 1/6.
@@ -29,12 +29,12 @@ def load(options):
 
 
 def inputs(batch):
-    """Returns what the network reads, [B, T, 2]."""
+    """Returns the inputs of the network, [B, T, 2]."""
     return batch.inputs
 
 
 def score(outputs, batch):
-    """Judges the answers [B, 1]; every sequence has the same weight."""
+    """Returns the squared error of the answers [B, 1]; all sequences weigh the same."""
     mse = (outputs[:, 0] - batch.targets) ** 2
     return Score(values={"mse": mse}, weight=jnp.ones_like(mse))
 

@@ -1,7 +1,7 @@
-"""Same masks: proves that a port from Keras is faithful, its noise included.
+"""Same masks: a port from Keras has the same outputs, also with noise.
 
-A bidirectional LSTM of Keras and its port run over the same sequences, with masks drawn
-by rdrop, then with those that Keras draws.
+A bidirectional LSTM of Keras and its port run over the same sequences: without masks,
+with masks drawn by rdrop, and with masks drawn by Keras.
 
     python -m examples.same_masks
 """

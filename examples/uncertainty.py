@@ -1,8 +1,8 @@
 """Uncertainty: Monte Carlo dropout and the deterministic pass, on Japanese Vowels.
 
-An LSTM learns with dropout on x and h to tell nine speakers apart. Without noise nearly
-all of its answers are right, so normal noise is added to the frames of the test. The
-temperatures are fitted on held-out utterances with the same noise.
+An LSTM with dropout on x and h learns to tell nine speakers apart. On clean test frames
+nearly all answers are right, so normal noise is added to them. The temperatures are
+fitted on held-out utterances with the same noise.
 
     python -m examples.uncertainty
 """
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.config import validate
+from experiments.axes import make_sweep
 from experiments.splits import split
 from experiments.sweep import make_lanes
 from experiments.task import Batch
@@ -39,7 +39,7 @@ SIZES, FEW, MANY = (1, 2, 4, 8, 16, 32, 64, 128), 1024, 2048
 
 def learn():
     """Trains; returns (batch, keys) -> log-probabilities, held-out and test split."""
-    config, task = validate(CONFIG, "example"), find("japanese_vowels")
+    config, task = make_sweep(CONFIG, "example").base, find("japanese_vowels")
     data = task.load(config.task)
     fit, valid = split(data, 0.2, (config.seed,))
     splits = (take(data.train, fit), data.test, take(data.train, valid))
@@ -70,7 +70,7 @@ def noisy(valid: Batch, test: Batch, sd: float) -> Batch:
 
 
 def report(name, log_probs, labels, held_out) -> None:
-    """Prints a row: as predicted, and at the temperature fitted on `held_out` ones."""
+    """Prints a row: as predicted, and at the temperature fitted on held-out data."""
     test = slice(held_out, None)
     fitted = calibration.fit_temperature(log_probs[:held_out], labels[:held_out])
     row = f"{name:<16}"
@@ -87,7 +87,8 @@ def errors(log_probs, batch, keys):
     """RMS distances to the arithmetic mean of many other passes, in the right class.
 
     Returns:
-        Those of K passes, for each K of `SIZES`; that of no noise; the sd of a pass.
+        The distance of K passes, for each K in `SIZES`; the distance of the pass
+        without noise; the sd of one pass.
     """
 
     def right(found):

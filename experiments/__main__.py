@@ -1,35 +1,44 @@
 """The command line: `python -m experiments ablate configs/vowels_plane.toml`."""
 
+import dataclasses
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
+import rdrop
 from experiments import axes, commandline
-from experiments import folder as folders
-from experiments import report as reports
-from experiments.ablate import HERE, Machine, ablate
 from experiments.config import Config, ConfigError
-from experiments.devices import one_device_a_core
+from experiments.devices import HERE, Machine, one_device_per_core
+from experiments.engine import Kind, Options, run
+from experiments.estimate import estimate
+from experiments.evaluation import evaluate_sequences
 from experiments.language.config import Config as ModelConfig
-from experiments.language.evaluate import Options, evaluate
-from experiments.language.run import train
-from experiments.replay import replay
-from experiments.results import StorageError
-from experiments.running import console
+from experiments.language.evaluate import Options as Evaluate
+from experiments.language.evaluate import evaluate
+from experiments.language.run import LanguageModels
+from experiments.progress import console
+from experiments.runs.facts import read_facts
+from experiments.runs.files import StorageError
+from experiments.runs.folder import folder_of
+from experiments.runs.weights import Keep
+from experiments.sequences import Sequences
 
 ConfigPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG.toml")]
 Line = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RESULTS.jsonl:LINE")]
+Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 Folders = Annotated[
     tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")
 ]
-
-Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-DETERMINISTIC = Options()
+EXAMPLES = Path(__file__).parents[1] / "configs"
+KINDS: dict[str, Kind] = {k.name: k for k in (Sequences(), LanguageModels())}
+"""Kinds of program by their names in run.json."""
+DETERMINISTIC = Evaluate()
 _Several: Any = commandline.several(Config)
 _SeveralModels: Any = commandline.several(ModelConfig)
 
@@ -37,32 +46,37 @@ _SeveralModels: Any = commandline.several(ModelConfig)
 def main(arguments: list[str]) -> int:
     """Runs one command and returns its exit status.
 
-    Status 1 is a lane that does not replay, or what could not be stored; 2 a mistake in
-    the config or the command line; 130 a run that was stopped.
+    0: done. 1: a lane that does not replay, a damaged file, or a full disk. 2: a
+    mistake in a config or on the command line. 130: stopped by Ctrl-C or SIGTERM.
     """
+    if arguments[:1] == ["--version"]:
+        print(f"rdrop {rdrop.__version__}, jax {jax.__version__}")
+        return 0
     try:
         return tyro.extras.subcommand_cli_from_dict(
             {
                 "ablate": _ablate(arguments),
                 "train": _train(arguments),
+                "configs": _configs,
                 "evaluate": _evaluate,
                 "replay": _replay,
                 "report": _report,
+                "export": _export,
             },
             prog="python -m experiments",
-            description="Ablations of recurrent dropout one can trust.",
+            description="Ablations of recurrent dropout; --version prints versions.",
             args=arguments,
         )
     except (ConfigError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        print("Stopped at once; the same command goes on from here.", file=sys.stderr)
+        print("Stopped at once. The same command resumes.", file=sys.stderr)
         return 130
 
 
 def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
-    """A command whose options default to the config that was named to it."""
+    """Returns a command whose options default to the config named on the line."""
     options = commandline.defaults(_named("ablate", arguments))
 
     def command(
@@ -70,34 +84,43 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
         /,
         config: Annotated[_Several, tyro.conf.arg(name="")] = options,
         out: Path | None = None,
+        keep: Keep = Sequences.keep,
+        dry_run: bool = False,
         tensorboard: bool = False,
         machine: Annotated[Machine, tyro.conf.arg(name="")] = HERE,
     ) -> int:
-        """Trains every combination of the values of a config and reports on them.
+        """Trains every combination of the values in a config, and writes a report.
 
-        The config is a TOML file; any of its fields can be overridden here, by one
-        value or by several, which then are an axis of the sweep:
+        The config is a TOML file; each of its fields can be overridden by one value, or
+        by several values, which are then an axis of the sweep:
         `python -m experiments ablate CONFIG.toml --dropout.recurrent.rate 0 0.25 0.5`.
-        The same command goes on with a run that was ended, whatever ended it.
+        The same command resumes an interrupted run.
 
         Args:
-            path: the config, one of those in configs/.
-            config: what is run.
+            path: the config, for example one of those that `configs` lists.
+            config: the fields of the config.
             out: the folder of the run; by default runs/NAME.
-            tensorboard: whether to write TensorBoard's event files too.
-            machine: what it runs on.
+            keep: the weights to keep: of no lanes, of the best setting, or of all.
+            dry_run: print programs, memory and time, and stop.
+            tensorboard: write TensorBoard's event files too.
+            machine: devices and processes.
         """
+        machine.check()
         _join(machine)
-        sweep = axes.sweep(commandline.plain(config), str(path))
-        folder = out or folders.of_config(path)
+        sweep = _sweep(path, config, options, Config)
+        if dry_run:
+            estimate(KINDS["sequences"], sweep, machine)
+            return 0
         text = shlex.join(["python", "-m", "experiments", *arguments])
-        return 0 if ablate(sweep, folder, machine, text, tensorboard) else 130
+        how = Options(machine, text, keep, _concluding(tensorboard))
+        done = run(KINDS["sequences"], sweep, out or folder_of(path), how)
+        return 0 if done else 130
 
     return command
 
 
 def _train(arguments: Sequence[str]) -> Callable[..., int]:
-    """A command whose options default to the config that was named to it."""
+    """Returns a command whose options default to the config named on the line."""
     options = commandline.defaults(_named("train", arguments), ModelConfig)
 
     def command(
@@ -105,90 +128,178 @@ def _train(arguments: Sequence[str]) -> Callable[..., int]:
         /,
         config: Annotated[_SeveralModels, tyro.conf.arg(name="")] = options,
         out: Path | None = None,
+        keep: Keep = LanguageModels.keep,
+        dry_run: bool = False,
         tensorboard: bool = False,
         stop_after: int | None = None,
     ) -> int:
-        """Trains language models and reports on them.
+        """Trains language models, and writes a report.
 
-        The config is a TOML file; any of its fields can be overridden here:
+        The config is a TOML file; each of its fields can be overridden:
         `python -m experiments train configs/ptb_zaremba_small.toml --task.data FOLDER`.
-        Of a field with several values every one is trained, in turn. The same command
-        goes on with a run that was ended, in the midst of an epoch.
+        Several values of a field are trained in turn. The same command resumes an
+        interrupted run, also within an epoch.
 
         Args:
-            path: the config, one of configs/ptb_*.toml.
-            config: what is run.
+            path: the config, for example one of configs/ptb_*.toml.
+            config: the fields of the config.
             out: the folder of the run; by default runs/NAME.
-            tensorboard: whether to write TensorBoard's event files too.
-            stop_after: windows after which a training stops, to be gone on with.
+            keep: the weights to keep: of no lanes, of the best setting, or of all.
+            dry_run: print programs, memory and time, and stop.
+            tensorboard: write TensorBoard's event files too.
+            stop_after: windows after which each lane stops, to be resumed later.
         """
-        sweep = axes.sweep(commandline.plain(config), str(path), ModelConfig)
-        folder = out or folders.of_config(path)
+        kind = LanguageModels(stop_after)
+        sweep = _sweep(path, config, options, ModelConfig)
+        if dry_run:
+            estimate(kind, sweep)
+            return 0
         text = shlex.join(["python", "-m", "experiments", *arguments])
-        done = train(sweep, folder, text, tensorboard, stop_after)
-        return 0 if done else 130
+        how = Options(HERE, text, keep, _concluding(tensorboard))
+        return 0 if run(kind, sweep, out or folder_of(path), how) else 130
 
     return command
 
 
+def _configs() -> int:
+    """Lists the configs that come with rdrop."""
+    for path in sorted(EXAMPLES.glob("*.toml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        console.print(f"[bold]configs/{path.name}[/bold]  {first}", soft_wrap=True)
+    return 0
+
+
 def _evaluate(
-    run: Run, /, options: Annotated[Options, tyro.conf.arg(name="")] = DETERMINISTIC
+    run: Folder, /, options: Annotated[Evaluate, tyro.conf.arg(name="")] = DETERMINISTIC
 ) -> int:
-    """Evaluates a language model of a run, deterministically and by Monte Carlo.
+    """Evaluates a trained lane of a run, without noise and by Monte Carlo dropout.
 
     `python -m experiments evaluate runs/ptb_gal_medium_tied --passes 10 --powers 1 0`.
 
     Args:
-        run: the folder of a run of `train`.
-        options: how.
+        run: the folder of a run that kept weights (--keep best or all).
+        options: of the evaluation.
     """
-    evaluate(run, options)
+    facts = read_facts(run)
+    if not facts:
+        raise ConfigError(f"{run}: is not the folder of a run: no run.json.")
+    if facts["kind"] == LanguageModels.name:
+        evaluate(run, options)
+        return 0
+    changed = dataclasses.replace(options, lane=1, split="test") != DETERMINISTIC
+    if changed:
+        raise ConfigError(
+            "evaluate: networks of sequences take --lane and --split only."
+        )
+    for name, value in evaluate_sequences(run, options.lane, options.split).items():
+        console.print(
+            f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
+        )
     return 0
 
 
-def _named(command: str, arguments: Sequence[str]) -> Path | None:
-    """The config that the arguments of a command name; None of another command."""
-    named = [a for a in arguments[1:] if not a.startswith("-")][:1]
-    return Path(named[0]) if list(arguments[:1]) == [command] and named else None
-
-
 def _replay(line: Line, /, data_devices: int = 1) -> int:
-    """Trains one lane of a run again and compares it bit by bit.
+    """Trains one lane of a run again and compares it bitwise.
 
     Args:
-        line: a line of results, as runs/vowels_plane/results.jsonl:17, from 1.
+        line: a line of results, such as runs/vowels_plane/results.jsonl:17, from 1.
         data_devices: devices that share each batch, as in the run.
     """
-    return 0 if replay(line, data_devices) else 1
+    from experiments.replay import replay
+
+    return 0 if replay(line, KINDS, data_devices) else 1
 
 
 def _report(
     runs: Folders, /, figure: str | None = None, out: Path | None = None
 ) -> int:
-    """Writes the report of a run again, or one that compares several.
+    """Writes the report of a run again, or one that compares several runs.
 
     Args:
         runs: folders of runs.
         figure: the name of one figure to draw alone.
         out: the file to write.
     """
+    # Plots and tables take a second to import.
+    from experiments import report
+
     if figure is None:
-        path = reports.write(runs, out)
-        reports.summary(runs[0]) if len(runs) == 1 else None
+        path = report.write(runs, out)
+        report.summary(runs[0]) if len(runs) == 1 else None
     else:
-        path = reports.figure(runs, figure, out)
+        path = report.figure(runs, figure, out)
     console.print(f"Written: {path}", style="bold", soft_wrap=True)
     return 0
 
 
+def _export(
+    run: Folder,
+    /,
+    to: Literal["csv", "parquet", "json"] = "csv",
+    out: Path | None = None,
+) -> int:
+    """Writes the results of a run as one table, with a row per lane and evaluation.
+
+    Args:
+        run: the folder of the run.
+        to: the format.
+        out: the file to write; by default table.csv, .parquet or .json in the run.
+    """
+    from experiments.runs import export
+
+    path = export(run, to, out)
+    console.print(f"Written: {path}", style="bold", soft_wrap=True)
+    return 0
+
+
+def _sweep(path: Path, config: Any, options: Any, kind: Any) -> axes.Sweep:
+    """Builds the sweep; errors name the command line if it overrides fields."""
+    source = str(path) if config == options else "command line"
+    return axes.make_sweep(commandline.plain(config), source, kind)
+
+
+def _named(command: str, arguments: Sequence[str]) -> Path | None:
+    """Returns the config that the arguments of a command name, if any."""
+    named = [a for a in arguments[1:] if not a.startswith("-")][:1]
+    return Path(named[0]) if list(arguments[:1]) == [command] and named else None
+
+
+def _concluding(tensorboard: bool) -> Callable[[Path], None]:
+    """Returns a function that writes the report of a run."""
+
+    def conclude(folder: Path) -> None:
+        from experiments import report
+
+        path = report.write([folder])
+        report.summary(folder)
+        if tensorboard:
+            from experiments.report import tensorboard as events
+
+            events.write(folder)
+        console.print(f"Report: {path}", style="bold", soft_wrap=True)
+
+    return conclude
+
+
 def _join(machine: Machine) -> None:
-    """Takes part in a sweep of several processes."""
+    """Takes part in a run of several processes.
+
+    Raises:
+        ConfigError: the other processes cannot be reached.
+    """
     if not machine.distributed:
         return
-    jax.distributed.initialize(machine.coordinator, machine.processes, machine.process)
+    try:
+        jax.distributed.initialize(
+            machine.coordinator, machine.processes, machine.process
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"distributed: the processes cannot meet: {reason}") from None
     console.quiet = jax.process_index() > 0
 
 
 if __name__ == "__main__":
-    one_device_a_core()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised, too
+    one_device_per_core()
     sys.exit(main(sys.argv[1:]))

@@ -1,63 +1,67 @@
 """Axes: a config in which any field may have several values.
 
-Every combination of values is a setting, and every setting at every seed a lane. Axes
-of structure (a method, a cell, units) come first: each of their combinations is a
-program. Those of leaves (rates, drift, learning rate, weights, seeds) are data of one
-program, so the lanes of a program lie side by side.
+Each combination of values is a setting, and each setting at each seed is a lane. The
+values of static axes (a method, a cell, units) come first: each of their combinations
+is a compiled program. Traced axes (rates, drift, learning rate, weights, seeds) are
+arrays in one program, so the lanes of a program are neighbours.
 """
 
 import dataclasses
+import difflib
 import itertools
 import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tomli_w
 
-from experiments.config import Config, ConfigError, validate
+from experiments.config import Config, ConfigError, check_value, leaves, with_values
+from experiments.text import read_text
 
-LEAVES = re.compile(
+TRACED = re.compile(
     r"dropout\.(\w+\.)?(rate|drift|temperature)|second_pass\.weight"
     r"|train\.(learning_rate|weight_decay)"
 )
-# Of these a sweep has one: its lanes share data, and epochs to compare them at.
+# The lanes of a sweep share data, and the epochs at which they are compared.
 SHARED = re.compile(
     r"seed|task\..*|train\.(epochs|evaluate_every|checkpoint_every|validation)"
 )
 MOST_LANES = 1_000_000
+# Parsing takes time and memory that grow with the square of a key's depth.
+DEEP_KEY = re.compile(r"(?<![\w'\"-])(?:[\w'\"-]+\s*\.\s*){16}")
 
 
 class Lane(NamedTuple):
     """One training: a setting at a seed.
 
     Attributes:
-        structure: values of the axes of structure, by the path of the field.
-        leaves: values of the axes of leaves.
+        structure: values of the static axes, by the path of the field.
+        traced: values of the traced axes.
         config: all fields of the lane.
     """
 
     structure: dict[str, Any]
-    leaves: dict[str, Any]
+    traced: dict[str, Any]
     config: Any
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The values of all axes but the seed."""
-        return self.structure | self.leaves
+        """The values of all axes except the seed."""
+        return self.structure | self.traced
 
 
 class Sweep(NamedTuple):
     """A config with axes.
 
     Attributes:
-        base: the config with the first value of every axis, of whatever kind it is.
-        axes: values by path, those of structure first, each in the order of the fields.
-        seeds: of every setting.
-        source: the file it was read from, or what else errors are to name.
+        base: the config with the first value of each axis.
+        axes: values by path, static ones first, each in the order of the fields.
+        seeds: seeds of each setting.
+        source: name of the file or command in errors.
     """
 
     base: Any
@@ -66,75 +70,84 @@ class Sweep(NamedTuple):
     source: str
 
     def lanes(self) -> list[Lane]:
-        """Returns every setting at every seed, the seed fastest.
+        """Returns each setting at each seed; the seed varies fastest.
 
         Raises:
             ConfigError: the values of a setting do not go together.
         """
         return [
-            Lane(structure, leaves, _config(self, structure | leaves, seed))
-            for structure, leaves in self._settings()
+            Lane(structure, traced, dataclasses.replace(config, seeds=seed))
+            for structure, traced, config in self._settings()
             for seed in self.seeds
         ]
 
-    def _settings(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def _settings(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], Any]]:
         for values in itertools.product(*self.axes.values()):
             setting = dict(zip(self.axes, values, strict=True))
-            leaves = {p: v for p, v in setting.items() if LEAVES.fullmatch(p)}
-            yield {p: v for p, v in setting.items() if p not in leaves}, leaves
+            config = _combine(self.base, setting, self.source)
+            traced = {p: v for p, v in setting.items() if TRACED.fullmatch(p)}
+            yield {p: v for p, v in setting.items() if p not in traced}, traced, config
 
 
-def load(path: Path) -> dict:
-    """Reads a TOML file.
+def read_toml(path: Path) -> dict:
+    """Reads a config file.
 
     Raises:
-        ConfigError: it is missing or not TOML.
+        ConfigError: it is missing, empty, not UTF-8 or not TOML.
     """
+    text = read_text(path)
     try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if DEEP_KEY.search(text):
+            raise RecursionError
+        raw = tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply for a config.") from None
+    except ValueError as error:
         raise ConfigError(f"{path}: not a TOML file: {error}.") from None
+    if not raw:
+        raise ConfigError(f"{path}: has no fields; configs/ has examples.")
+    return raw
 
 
-def sweep(raw: dict, source: str, kind: Any = Config) -> Sweep:
+def make_sweep(raw: Mapping[str, Any], source: str, kind: Any = Config) -> Sweep:
     """Builds a sweep from plain data, in which a list is an axis.
 
     `seeds` is a number of seeds, or a list of them.
 
     Args:
         raw: tables of fields.
-        source: the file it was read from, or what else errors are to name.
-        kind: the dataclass of a lane's config.
+        source: name of the file or command in errors.
+        kind: dataclass of a lane's config.
 
     Raises:
-        ConfigError: a field is unknown, a value of a wrong type or impossible, or a
-            field cannot be an axis; its text starts with `source`.
+        ConfigError: a field is unknown, a value has a wrong type or is impossible, or a
+            field cannot be an axis; the text starts with `source`.
     """
     flat = flatten(raw)
-    seeds = _seeds(flat.pop("seeds", kind.SEEDS), source)
-    several = {p: tuple(v) for p, v in flat.items() if isinstance(v, list | tuple)}
+    _check_names(flat, kind, source)
+    seeds = flat.pop("seeds", kind.SEEDS)
+    several = {
+        path: tuple(
+            check_value(kind, path, value, source)
+            for value in (values if isinstance(values, list | tuple) else [values])
+        )
+        for path, values in flat.items()
+    }
     for path, values in several.items():
         _check_axis(path, values, source)
-    first = flat | {path: values[0] for path, values in several.items()}
-    base = validate(nest(first), source, kind)
-    order = sorted(several, key=_order(base))
-    axes = {p: several[p] for p in order if len(several[p]) > 1}
-    found = Sweep(base, axes, seeds, source)
-    count = math.prod(len(values) for values in axes.values()) * len(seeds)
-    if count > MOST_LANES:
-        raise ConfigError(f"{source}: {count:,} lanes; at most {MOST_LANES:,} will do.")
-    for path, values in axes.items():
-        for value in values:
-            _config(found, {path: value}, seeds[0])
-    return found
+    first = {path: values[0] for path, values in several.items()}
+    base = _combine(kind(), first, source)
+    order = sorted((p for p in several if len(several[p]) > 1), key=_order(kind))
+    axes = {p: several[p] for p in order}
+    settings = math.prod(len(values) for values in axes.values())
+    return Sweep(base, axes, _seeds(seeds, settings, kind, source), source)
 
 
-def flatten(raw: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(raw: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns the values of nested tables by their dotted paths."""
     flat: dict[str, Any] = {}
     for name, value in raw.items():
+        name = json.dumps(name) if "." in name else name
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
@@ -142,8 +155,8 @@ def flatten(raw: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def nest(flat: dict[str, Any]) -> dict:
-    """The inverse of `flatten`."""
+def nest(flat: Mapping[str, Any]) -> dict:
+    """Returns the nested tables of values by their dotted paths."""
     raw: dict = {}
     for path, value in flat.items():
         *tables, name = path.split(".")
@@ -155,9 +168,9 @@ def nest(flat: dict[str, Any]) -> dict:
 
 
 def fields(sweep: Sweep) -> dict[str, Any]:
-    """Returns every field that matters, by its path: a value, or a list of them.
+    """Returns each field that matters by its path: a value, or a list of values.
 
-    A site that the sweep leaves alone has none.
+    Sites without noise are left out.
     """
     flat = flatten(dataclasses.asdict(sweep.base))
     flat["seeds"] = sweep.seeds
@@ -177,66 +190,89 @@ def fields(sweep: Sweep) -> dict[str, Any]:
 
 
 def to_toml(sweep: Sweep) -> str:
-    """The inverse of `load`: the text of a TOML file."""
+    """Returns the text of a TOML file, which `read_toml` and `make_sweep` read."""
     flat = fields(sweep)
     if flat["seeds"] == list(range(len(sweep.seeds))):
         flat["seeds"] = len(sweep.seeds)
     return tomli_w.dumps(nest(flat))
 
 
-def differences(there: Sweep, here: Sweep) -> list[str]:
+def differences(before: Sweep, now: Sweep) -> list[str]:
     """Returns a line for each field in which two sweeps differ."""
-    old, new = fields(there), fields(here)
+    old, new = fields(before), fields(now)
     return [
-        f"{path}: {_text(old.get(path))} there, {_text(new.get(path))} here"
+        f"{path} was {_text(old.get(path))}, is {_text(new.get(path))}"
         for path in dict.fromkeys([*old, *new])
         if old.get(path) != new.get(path)
     ]
 
 
-def _config(sweep: Sweep, setting: dict[str, Any], seed: int) -> Any:
-    flat = flatten(dataclasses.asdict(sweep.base)) | setting | {"seeds": seed}
-    return validate(nest(flat), sweep.source, type(sweep.base))
+def _combine(base: Any, values: Mapping[str, Any], source: str) -> Any:
+    try:
+        return with_values(base, values)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}.") from None
 
 
-def _seeds(value, source) -> tuple[int, ...]:
+def _check_names(flat: Mapping[str, Any], kind: Any, source: str) -> None:
+    """Rejects unknown fields, and values in the place of tables."""
+    known = leaves(kind)
+    for path in flat:
+        if path in known:
+            continue
+        inside = [p.removeprefix(f"{path}.") for p in known if p.startswith(f"{path}.")]
+        if inside:
+            names = ", ".join(dict.fromkeys(p.partition(".")[0] for p in inside))
+            raise ConfigError(f"{source}: {path}: must be a table ({names}).")
+        close = _closest(path, list(known)) if len(path) < 100 else None
+        hint = f"; did you mean {close}?" if close else "."
+        short = path if len(path) < 100 else f"{path[:100]}..."
+        raise ConfigError(f"{source}: {short}: unknown field{hint}")
+
+
+def _closest(path: str, known: Sequence[str]) -> str | None:
+    """Returns the field that was probably meant, first of the same table."""
+    table, _, name = path.rpartition(".")
+    near = {p.rpartition(".")[2]: p for p in known if p.rpartition(".")[0] == table}
+    if names := difflib.get_close_matches(name, near, 1):
+        return near[names[0]]
+    plain = path.replace('"', "")
+    return next(iter(difflib.get_close_matches(plain, known, 1, cutoff=0.8)), None)
+
+
+def _seeds(value: Any, settings: int, kind: Any, source: str) -> tuple[int, ...]:
+    several = isinstance(value, list | tuple) and len(value) != 1
     numbers = list(value) if isinstance(value, list | tuple) else [value]
-    for number in numbers:
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise ConfigError(f"{source}: seeds: must be integers, got {number!r}.")
-    if len(numbers) != 1:
-        _check_axis("seeds", tuple(numbers), source)
-        return tuple(numbers)
-    if numbers[0] < 1:
-        raise ConfigError(f"{source}: seeds: must be at least 1, got {numbers[0]}.")
-    return tuple(range(numbers[0]))
+    seeds = tuple(check_value(kind, "seeds", number, source) for number in numbers)
+    count = len(seeds) if several else seeds[0]
+    if several:
+        _check_axis("seeds", seeds, source)
+    if count < 1:
+        raise ConfigError(f"{source}: seeds: must be at least 1, got {count}.")
+    if count * settings > MOST_LANES:
+        raise ConfigError(
+            f"{source}: has {count * settings:,} lanes; the most are {MOST_LANES:,}."
+        )
+    return seeds if several else tuple(range(count))
 
 
 def _check_axis(path: str, values: tuple, source: str) -> None:
-    texts = [json.dumps(value, default=str) for value in values]
+    shown = json.dumps(values[:10])[:-1] + (", ...]" if len(values) > 10 else "]")
     if not values:
         raise ConfigError(f"{source}: {path}: must have at least one value, got [].")
-    if len(set(texts)) < len(texts):
-        raise ConfigError(
-            f"{source}: {path}: values must differ, got [{', '.join(texts)}]."
-        )
+    if len(set(values)) < len(values):
+        raise ConfigError(f"{source}: {path}: values must differ, got {shown}.")
     if len(values) > 1 and SHARED.fullmatch(path):
         raise ConfigError(
-            f"{source}: {path}: must be one value for the whole sweep, got "
-            f"[{', '.join(texts)}]."
+            f"{source}: {path}: must have one value in the whole sweep, got {shown}."
         )
 
 
-def _order(base: Any):
-    """Structure before leaves, each in the order of the fields."""
-    paths = list(flatten(dataclasses.asdict(base)))
-
-    def key(path):
-        known = path in paths
-        return bool(LEAVES.fullmatch(path)), paths.index(path) if known else -1
-
-    return key
+def _order(kind: Any):
+    """Static axes before traced ones, each in the order of the fields."""
+    places = {path: place for place, path in enumerate(leaves(kind))}
+    return lambda path: (bool(TRACED.fullmatch(path)), places[path])
 
 
-def _text(value) -> str:
-    return "nothing" if value is None else json.dumps(value)
+def _text(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value)

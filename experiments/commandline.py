@@ -1,28 +1,30 @@
-"""Command line: the fields of a config as options that take one value or several."""
+"""Command line: the fields of a config as options with one or several values."""
 
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
 
 from experiments import axes
-from experiments.config import Config
+from experiments.config import Config, is_table
 
 
 @functools.cache
-def several(kind: type = Config) -> Any:
-    """Returns a dataclass like a config, every field of which takes several values."""
-    hints = get_type_hints(kind)
+def several(kind: Any = Config) -> Any:
+    """Returns a dataclass like a config in which every field has several values."""
+    hints, full = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     made = []
     for field in dataclasses.fields(kind):
         hint: Any = hints[field.name]
-        argument = tyro.conf.arg(help=_description(kind, field.name))
+        text = _description(kind, field.name, full[field.name])
+        argument = tyro.conf.arg(help=text)
         values: Any
-        if dataclasses.is_dataclass(hint):
-            values = several(hint)  # type: ignore[arg-type]
+        if is_table(hint):
+            values = several(hint)
             start = dataclasses.field(default_factory=values)
         else:
             values = tuple[hint, ...]
@@ -32,7 +34,7 @@ def several(kind: type = Config) -> Any:
 
 
 def filled(values: Any, raw: dict) -> Any:
-    """Returns such a dataclass with the values of plain data in their places."""
+    """Returns such a dataclass with other values for the fields of nested tables."""
     changes = {
         name: filled(getattr(values, name), value)
         if isinstance(value, dict)
@@ -45,7 +47,7 @@ def filled(values: Any, raw: dict) -> Any:
 
 
 def plain(values: Any) -> dict:
-    """The inverse of `filled`; one value alone is no axis."""
+    """Returns nested tables, in which a list is an axis."""
     flat = axes.flatten(dataclasses.asdict(values))
     return axes.nest({p: v[0] if len(v) == 1 else list(v) for p, v in flat.items()})
 
@@ -54,26 +56,32 @@ def defaults(path: Path | None, kind: Any = Config) -> Any:
     """Returns the options of a kind of config.
 
     Args:
-        path: a file that has their values, which are checked; None leaves them.
+        path: a config file with their defaults; None takes the fields' own.
         kind: the dataclass.
+
+    Raises:
+        ConfigError: the file is not a valid config.
     """
     blank = several(kind)(seeds=(kind.SEEDS,))
     if path is None:
         return blank
-    raw = axes.load(path)
-    axes.sweep(raw, str(path), kind)
+    raw = axes.read_toml(path)
+    axes.make_sweep(raw, str(path), kind)
     return filled(blank, raw)
 
 
-def _description(kind: type, name: str) -> str:
-    """What the docstring under a field says, in the class that declares it last."""
-    owners = (owner for owner in kind.__mro__ if dataclasses.is_dataclass(owner))
+def _description(kind: Any, name: str, hint: Any) -> str:
+    """Returns the text of a field: its own, or the docstring below it."""
+    for extra in get_args(hint)[1:]:
+        if isinstance(extra, FieldInfo) and extra.description:
+            return extra.description
+    owners = [owner for owner in kind.__mro__ if is_table(owner)]
     return next((_described(o)[name] for o in owners if name in _described(o)), "")
 
 
 @functools.cache
-def _described(kind: type) -> dict[str, str]:
-    """The docstrings under the fields that a class itself declares."""
+def _described(kind: Any) -> dict[str, str]:
+    """Returns the docstrings below the fields that a class itself declares."""
     schema = TypeAdapter(kind).json_schema()
     own = schema if "properties" in schema else schema["$defs"][kind.__name__]
     return {

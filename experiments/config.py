@@ -1,15 +1,17 @@
-"""Config: what one lane of an experiment is, as data.
+"""Config: one lane of an experiment as data.
 
-Frozen dataclasses with one value a field; `experiments.axes` reads the TOML files, in
-which a field may have several values. Unknown keys, wrong types and impossible values
-are refused here, before anything is compiled.
+Frozen dataclasses with one value per field; `experiments.axes` reads the TOML files, in
+which a field may have several values. Unknown fields, wrong types and impossible values
+are rejected before anything is compiled.
 """
 
+import dataclasses
 import functools
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, ClassVar, Literal
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -20,64 +22,60 @@ from pydantic import (
     with_config,
 )
 
+import rdrop
 from experiments.methods import METHODS
 
-STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+SITES = rdrop.sites.SITES
+
+DESCRIBED = ConfigDict(use_attribute_docstrings=True)
+STRICT = ConfigDict(strict=True)
+MOST = 2**31 - 1  # of every integer: they become int32
 Rate = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
 StateKind = Literal["zoneout", "bernoulli", "gaussian", "concrete"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, le=MOST)]
 
 
 class ConfigError(Exception):
-    """A config or data that cannot be run; its text is the one line that says why."""
+    """A config, option or data set that cannot be used; its text is one line."""
 
 
 def _known_method(name: str) -> str:
     if name not in ("none", *METHODS):
-        raise ValueError(f"no such method; there are none, {', '.join(METHODS)}")
+        raise ValueError(f"must be one of none, {', '.join(METHODS)}")
     return name
 
 
 def check_sites(names: str, sites: Sequence[str]) -> str:
-    """Returns names with spaces between them; raises a ValueError if one is no site."""
-    if unknown := [name for name in names.split() if name not in sites]:
-        raise ValueError(f"no such site {unknown[0]}; there are {', '.join(sites)}")
+    """Returns names separated by spaces; raises a ValueError for an unknown site."""
+    if any(name not in sites for name in names.split()):
+        raise ValueError(f"must be names of sites ({', '.join(sites)})")
     return names
 
 
 def _known_sites(names: str) -> str:
-    sites = [f.name for f in fields(Dropout) if f.name not in ("method", "rate")]
-    return check_sites(names, sites)
+    return check_sites(names, [*SITES])
 
 
-def _whole_evaluations(train: "Train") -> "Train":
-    if train.epochs % train.evaluate_every:
-        raise ValueError(
-            f"evaluate_every = {train.evaluate_every} must divide "
-            f"epochs = {train.epochs}"
-        )
-    return train
-
-
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class Task:
-    """What is learned from."""
+    """The data to learn from."""
 
     name: str = "japanese_vowels"
     """The shipped japanese_vowels; classify, regress, label or characters, which read
-    `data`; or the path of a .py file with a task of your own."""
+    `data`; or the path of a .py file with your own task."""
     data: str = ""
-    """A file of yours: .npz or .csv, text for characters."""
+    """Your file: .npz or .csv, or text for characters."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the sequences that is set aside for test where a file has no split."""
+    """Share of the sequences held out for testing, if the file has no split."""
     window: Count = 100
-    """Characters a sequence, for the task characters."""
+    """Characters per sequence, for the task characters."""
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class Model:
     """Recurrent layers and a linear readout."""
@@ -90,19 +88,19 @@ class Model:
     """Layers of the stack."""
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class Noise:
     """Noise on one arrow of the unrolled network, in every layer."""
 
     kind: Literal["bernoulli", "gaussian", "concrete"] = "bernoulli"
-    """How a mask is drawn."""
+    """Distribution of the mask."""
     rate: Rate = 0.0
-    """Rate, in [0, 1]; at 0 throughout, the site is left out."""
+    """Rate, in [0, 1]; with 0 in every lane, the site has no noise."""
     per: Literal["sequence", "step"] = "sequence"
-    """Lifetime of a mask: one a sequence, or a new one at each time step."""
+    """Lifetime of a mask: one per sequence, or a new one per time step."""
     drift: Rate = 1.0
-    """With per = "step": probability that a unit's number is drawn anew at a step."""
+    """With per = "step": probability that a unit's number is drawn again at a step."""
     gates: Literal["shared", "each"] = "shared"
     """Whether the gates that read the site share a mask."""
     batch: Literal["each", "shared"] = "each"
@@ -110,80 +108,81 @@ class Noise:
     scale: Literal["inverted", "expectation"] = "inverted"
     """Whether training divides by 1 - rate, or evaluation multiplies by it."""
     temperature: Positive = 0.1
-    """Of kind = "concrete": the lower, the nearer its masks are to Bernoulli's."""
+    """For kind = "concrete"; lower temperatures are closer to Bernoulli masks."""
     learn: bool = False
-    """Whether `rate` is where gradient descent on it starts; for kind = "concrete"."""
+    """Whether gradient descent learns the rate, from `rate`; for kind = "concrete"."""
     length_scale: Positive = 1e-2
-    """Of the prior over the weights, where the rate is learned: Gal's l."""
+    """Gal's l: the scale of the prior over the weights, if the rate is learned."""
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class StateNoise(Noise):
-    """Noise on a state that is handed on in time."""
+    """Noise on a state that is carried over in time."""
 
     kind: StateKind = "zoneout"  # type: ignore[assignment]
-    """How a mask is drawn; zoneout mixes the old state with the new one."""
+    """Distribution of the mask; zoneout mixes the old state with the new one."""
     per: Literal["sequence", "step"] = "step"
-    """Lifetime of a mask: one a sequence, or a new one at each time step."""
+    """Lifetime of a mask: one per sequence, or a new one per time step."""
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class WeightNoise:
-    """DropConnect: weights of a kernel are dropped, once a batch."""
+    """DropConnect: weights of a kernel are dropped, once per batch."""
 
     rate: Rate = 0.0
-    """Rate, in [0, 1]; at 0 throughout, the kernel is left alone."""
+    """Rate, in [0, 1]; with 0 in every lane, the kernel has no noise."""
     by: Literal["weight", "row"] = "weight"
-    """Whether each weight is dropped by itself, or all of a pre-activation."""
+    """Whether single weights are dropped, or all weights of a pre-activation."""
 
 
-@with_config(STRICT)
+def site_field(
+    name: str, site: rdrop.sites.NoiseSite, kind: Any = None
+) -> tuple[str, Any, Any]:
+    """Returns the config field of a noise site, for `dataclasses.make_dataclass`."""
+    usual = StateNoise if "zoneout" in site.kinds else Noise
+    kind = kind or (WeightNoise if site.on_weights else usual)
+    text = re.sub(r" \[[\d, ]+\]", "", site.text)
+    return name, Annotated[kind, Field(description=text)], field(default_factory=kind)
+
+
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
-class Dropout:
-    """A method by its name and one rate, or noise at each site."""
+class Method:
+    """A method by its name and one rate."""
 
     method: Annotated[str, AfterValidator(_known_method)] = "none"
-    """What a paper or library calls dropout: one of `experiments/methods.py`."""
+    """The dropout of a paper or library, by its name."""
     rate: Rate = 0.0
     """Rate of the method, in [0, 1]."""
-    inputs: Noise = field(default_factory=Noise)
-    """x_t into the cell, the vertical arrows; Keras `dropout`."""
-    outputs: Noise = field(default_factory=Noise)
-    """y_t on its way up."""
-    input_weights: WeightNoise = field(default_factory=WeightNoise)
-    """The input kernel W."""
-    recurrent: Noise = field(default_factory=Noise)
-    """h_{t-1} into the cell, the horizontal arrows; Keras `recurrent_dropout`."""
-    update: Noise = field(default_factory=Noise)
-    """The candidate that is added to the memory."""
-    gates: Noise = field(default_factory=Noise)
-    """The gates after their sigmoid."""
-    cell_state: StateNoise = field(default_factory=StateNoise)
-    """The memory c_t."""
-    hidden_state: StateNoise = field(default_factory=StateNoise)
-    """The h_t that is handed on."""
-    recurrent_weights: WeightNoise = field(default_factory=WeightNoise)
-    """The recurrent kernel U."""
 
 
-@with_config(STRICT)
+Dropout: Any = dataclasses.make_dataclass(
+    "Dropout",
+    [site_field(name, site) for name, site in SITES.items()],
+    bases=(Method,),
+    frozen=True,
+)
+Dropout.__doc__ = """A method by its name and one rate, or noise at each site."""
+
+
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class SecondPass:
-    """A second pass over each batch, and the price of its difference to the first."""
+    """A second pass over each batch, and a penalty on its difference to the first."""
 
     penalty: Literal["none", "fraternal", "r_drop", "expectation_linear"] = "none"
-    """How outputs are compared. fraternal and r_drop draw new masks and learn from the
-    mean label loss of both passes; expectation_linear has no noise in the second, and
-    learns from the labels in the first. With none, there is no second pass."""
+    """How outputs are compared. fraternal and r_drop draw new masks and train on the
+    mean label loss of both passes; expectation_linear has no noise in the second pass
+    and trains on the label loss of the first. With none, there is one pass."""
     weight: NotNegative = 0.15
-    """Of the penalty; at 0 the outputs are not compared."""
+    """Weight of the penalty; with 0 the outputs are not compared."""
     shares: Annotated[str, AfterValidator(_known_sites)] = ""
-    """Sites, with spaces between them, whose masks are those of the first pass."""
+    """Sites whose masks are shared with the first pass, separated by spaces."""
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class Train:
     """How each lane is trained."""
@@ -191,10 +190,10 @@ class Train:
     epochs: Count = 60
     """Passes over the training split."""
     batch: Count = 30
-    """Sequences a batch; an incomplete last batch is dropped."""
+    """Sequences per batch; an incomplete last batch is dropped."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the training sequences that is held out to choose by, where the task has
-    no validation split; a second model trains on all of them for the test figures."""
+    """Share of the training sequences held out for validation, if the task has no
+    validation split; a second model trains on all of them for the test figures."""
     learning_rate: Positive = 3e-3
     """Learning rate of Adam."""
     weight_decay: NotNegative = 0.0
@@ -202,58 +201,85 @@ class Train:
     evaluate_every: Count = 4
     """Epochs between evaluations, a divisor of `epochs`."""
     checkpoint_every: Count = 20
-    """Epochs after which the next evaluation is followed by a checkpoint."""
+    """Epochs between checkpoints, which are saved after an evaluation."""
+
+    def __post_init__(self):
+        """Checks that evaluations divide the epochs."""
+        if self.epochs % self.evaluate_every:
+            raise ValueError(
+                f"train.evaluate_every: must divide train.epochs, got "
+                f"{self.evaluate_every} and {self.epochs}"
+            )
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class Config:
-    """One lane: a network, its noise, and how it is trained on what."""
+    """One lane: a network, its noise, its data and its training."""
 
-    SEEDS: ClassVar[int] = 4  # of a sweep that does not say
+    SEEDS: ClassVar[int] = 4  # the default number in a sweep
 
-    seeds: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seeds: Seed = 0
     """Seeds of every setting: one number is how many, several are which. Lanes of one
     seed share initialisation, data order and the numbers behind their masks."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Root of all random numbers."""
     task: Task = field(default_factory=Task)
     model: Model = field(default_factory=Model)
     dropout: Dropout = field(default_factory=Dropout)
     second_pass: SecondPass = field(default_factory=SecondPass)
-    train: Annotated[Train, AfterValidator(_whole_evaluations)] = field(
-        default_factory=Train
-    )
-
-
-def validate(raw: dict, source: str, kind: type = Config) -> Any:
-    """Builds a config of a kind from plain data.
-
-    Raises:
-        ConfigError: a field is unknown, of a wrong type or impossible; its text starts
-            with `source`.
-    """
-    try:
-        # JSON has TOML's few types, and there pydantic's strict mode takes an integer
-        # for a number but never text.
-        return _adapter(kind).validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_one_line(error)}") from None
+    train: Train = field(default_factory=Train)
 
 
 @functools.cache
-def _adapter(kind: type) -> TypeAdapter:
-    return TypeAdapter(kind)
+def leaves(kind: Any, prefix: str = "") -> dict[str, TypeAdapter]:
+    """Returns a validator for each field of a kind of config, by its dotted path."""
+    hints = get_type_hints(kind, include_extras=True)
+    found: dict[str, TypeAdapter] = {}
+    for each in dataclasses.fields(kind):
+        path, hint = f"{prefix}{each.name}", hints[each.name]
+        plain: Any = getattr(hint, "__origin__", hint)
+        if is_table(plain):
+            found |= leaves(plain, f"{path}.")
+        else:
+            found[path] = TypeAdapter(hint, config=STRICT)
+    return found
 
 
-def _one_line(error: ValidationError) -> str:
-    details = error.errors()
-    first = details[0]
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    if first["type"] == "unexpected_keyword_argument":
-        return f"{where}: unknown field{more}."
-    message = first["msg"].removeprefix("Value error, ")
-    of_fields = first["type"] == "value_error" and isinstance(first["input"], dict)
-    got = "" if of_fields else f", got {first['input']!r}"
-    return f"{where}: {message}{got}{more}."
+def is_table(kind: Any) -> bool:
+    """Whether a field of this type is a table of fields."""
+    return dataclasses.is_dataclass(kind)
+
+
+def check_value(kind: Any, path: str, value: Any, source: str) -> Any:
+    """Returns the value of a field, an integer as a number if the field has one.
+
+    Raises:
+        ConfigError: it is of a wrong type or impossible.
+    """
+    try:
+        return leaves(kind)[path].validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        reason = reason.replace("Input should be", "must be")
+        got = reprlib.repr(value)
+        raise ConfigError(f"{source}: {path}: {reason}, got {got}.") from None
+
+
+def with_values(config: Any, values: Mapping[str, Any]) -> Any:
+    """Returns a config with other values of some fields, by their dotted paths.
+
+    Raises:
+        ValueError: values that do not go together; its text is one line.
+    """
+    changes: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            tables.setdefault(name, {})[rest] = value
+        else:
+            changes[name] = value
+    for name, inner in tables.items():
+        changes[name] = with_values(getattr(config, name), inner)
+    return dataclasses.replace(config, **changes)

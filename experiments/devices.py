@@ -1,10 +1,13 @@
-"""Devices: a mesh of them, what lies where on it, and how much memory they have.
+"""Devices: their mesh, the placement of arrays, and their memory.
 
-The mesh has the axes "lane", over which lanes are dealt, and "data", over which the
-batches of a lane are.
+The mesh has the axes "lane", which shards lanes, and "data", which shards the batches
+of a lane.
 """
 
+import math
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,14 +23,55 @@ T = TypeVar("T")
 
 LANE, DATA, EVERYWHERE = PartitionSpec("lane"), PartitionSpec("data"), PartitionSpec()
 CGROUP = Path("/sys/fs/cgroup")
-SHARE_OF_FREE = 0.8  # of free memory; the rest is for XLA's and our own odds and ends
+SHARE_OF_FREE = 0.8  # the rest of the free memory is for everything else
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices and processes of a run; results are the same up to rounding."""
+
+    data_devices: int = 1
+    """Devices that share each batch of a lane, for large models."""
+    memory: float | None = None
+    """GB that each device may use; by default its free memory."""
+    distributed: bool = False
+    """Whether other processes take part; JAX detects the options that are not given."""
+    coordinator: str | None = None
+    """Address of the first process, as host:port."""
+    processes: int | None = None
+    """Number of processes."""
+    process: int | None = None
+    """Number of this process, from 0."""
+
+    def check(self) -> None:
+        """Raises a ConfigError for impossible memory, addresses or numbers."""
+        if self.memory is not None and not 0 < self.memory < math.inf:
+            raise ConfigError(f"memory: must be above 0 GB, got {self.memory}.")
+        address = self.coordinator
+        if address is not None and not re.fullmatch(r"\S+:[0-9]{1,5}", address):
+            raise ConfigError(f"coordinator: must be host:port, got {address!r}.")
+        processes, process = self.processes, self.process
+        if processes is not None and processes < 1:
+            raise ConfigError(f"processes: must be at least 1, got {processes}.")
+        if process is not None and not 0 <= process < (processes or math.inf):
+            most = "" if processes is None else f" and below {processes}"
+            raise ConfigError(f"process: must be at least 0{most}, got {process}.")
+
+    @property
+    def bytes(self) -> float | None:
+        """Bytes that each device may use."""
+        return None if self.memory is None else self.memory * 1e9
+
+
+HERE = Machine()
+"""One process, with all its devices and their free memory."""
 
 
 def make_mesh(lanes: int, data_devices: int = 1) -> Mesh:
-    """Returns a mesh of all devices, or as many as the lanes need.
+    """Returns a mesh of all devices, or of as many as the lanes need.
 
     Raises:
-        ConfigError: the devices cannot be dealt out in rows of `data_devices`.
+        ConfigError: the devices cannot be divided into rows of `data_devices`.
     """
     devices = jax.devices()
     if data_devices < 1 or len(devices) % data_devices:
@@ -46,7 +90,7 @@ def make_mesh(lanes: int, data_devices: int = 1) -> Mesh:
 
 
 def put(values: T, mesh: Mesh, spec: PartitionSpec) -> T:
-    """Puts arrays, which every process has whole, onto the devices of a mesh."""
+    """Puts arrays, which each process has in full, onto the devices of a mesh."""
     sharding = NamedSharding(mesh, spec)
 
     def place(value):
@@ -62,7 +106,7 @@ def put(values: T, mesh: Mesh, spec: PartitionSpec) -> T:
 
 
 def local(array: jax.Array) -> dict[int, np.ndarray | np.generic]:
-    """Returns the rows of an array over lanes that this process holds, by number."""
+    """Returns the rows of an array of lanes that this process holds, by number."""
     rows: dict[int, np.ndarray | np.generic] = {}
     for shard in array.addressable_shards:
         first = shard.index[0].start or 0
@@ -71,7 +115,7 @@ def local(array: jax.Array) -> dict[int, np.ndarray | np.generic]:
 
 
 def spread(mesh: Mesh, batch: T) -> T:
-    """Divides a batch among the devices of the axis "data"."""
+    """Shards a batch over the axis "data"."""
     if mesh.shape["data"] == 1:
         return batch
     sharding = NamedSharding(mesh, DATA)
@@ -79,7 +123,7 @@ def spread(mesh: Mesh, batch: T) -> T:
 
 
 def free_bytes(mesh: Mesh) -> int:
-    """Returns the memory that each device of a mesh has to itself."""
+    """Returns the free memory of each device of a mesh."""
     here = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     stats = here[0].memory_stats()
     if stats and "bytes_limit" in stats:
@@ -89,7 +133,7 @@ def free_bytes(mesh: Mesh) -> int:
 
 
 def needed_bytes(compiled: Any) -> int:
-    """Returns the memory that a compiled program needs on each device, as measured."""
+    """Returns the memory that a program needs per device, by the compiler's count."""
     sizes = compiled.memory_analysis()
     return (
         sizes.argument_size_in_bytes
@@ -99,14 +143,14 @@ def needed_bytes(compiled: Any) -> int:
     )
 
 
-def one_device_a_core() -> None:
-    """Lets each processor core train its own lanes; without effect on GPU and TPU."""
+def one_device_per_core() -> None:
+    """Makes each processor core a device; without effect on GPU and TPU."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def _left_in_cgroup() -> float:
-    """What a container may still use; infinite where nobody set a limit."""
+    """Returns the bytes that a container may still use; infinite without a limit."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         used = (CGROUP / "memory.current").read_text()

@@ -1,7 +1,7 @@
-"""Methods: what a comparison can name, each a function of one rate.
+"""Methods of dropout by name, each a function of one rate.
 
-A preset with several rates gets the same one at all of its sites; zoneout, whose paper
-mixes h_t ten times as rarely as c_t, gets a tenth of it there.
+A preset with several rates gets the same one at all of its sites, except zoneout: as in
+its paper, the rate of h_t is a tenth of the rate of c_t.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ class Method(NamedTuple):
     """A method of dropout.
 
     Attributes:
-        preset: (rate, layers) -> a `Dropout`, or a tuple of one a layer.
-        cell: the recurrence it has of its own; None suits every cell with its sites.
+        preset: (rate, layers) -> a `Dropout`, or a tuple of one per layer.
+        cell: the only cell that the method is for; None for any with its sites.
     """
 
     preset: Callable[..., rdrop.Dropout | tuple[rdrop.Dropout, ...]]

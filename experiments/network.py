@@ -1,4 +1,4 @@
-"""Network: what a lane trains, recurrent layers with their noise and a readout."""
+"""The network of a lane: recurrent layers with noise, and a readout."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
@@ -29,9 +29,10 @@ class Network(nn.Module):
 
     Attributes:
         cell: the recurrence.
-        units, layers: sizes of the stack.
+        units: units of each layer.
+        layers: number of layers.
         outputs: size of the readout.
-        readout: of the "last" valid output, or of "each".
+        readout: whether the "last" valid output or "each" one is read out.
     """
 
     cell: type[rdrop.Cell]
@@ -48,7 +49,7 @@ class Network(nn.Module):
         dropout: Dropout | None = None,
         keys: rdrop.StreamKeys | None = None,
     ) -> Float[Array, "B *T O"]:
-        """Returns what is read out; without keys there is no noise."""
+        """Returns the readout; without keys, no noise."""
         layers = [rdrop.RNN(self.cell(self.units)) for _ in range(self.layers)]
         stack = rdrop.Stack(layers, name="stack")
         _, ys = stack(xs, dropout, keys, lengths=lengths)
@@ -58,10 +59,10 @@ class Network(nn.Module):
 
 
 def cell_of(config: Config) -> type[rdrop.Cell]:
-    """Returns the recurrence, which a method may have of its own.
+    """Returns the recurrence of a config; some methods have their own.
 
     Raises:
-        ConfigError: the method is not meant for the cell.
+        ConfigError: the method is for another cell.
     """
     chosen = CELLS[config.model.cell]
     if config.dropout.method == "none":
@@ -69,8 +70,8 @@ def cell_of(config: Config) -> type[rdrop.Cell]:
     meant = METHODS[config.dropout.method].cell
     if meant is not None and config.model.cell != "lstm":
         raise ConfigError(
-            f"model.cell: the method {config.dropout.method} has a cell of its own; "
-            f'must be "lstm", got "{config.model.cell}".'
+            f'model.cell: must be "lstm" with the method {config.dropout.method}, got '
+            f'"{config.model.cell}".'
         )
     return meant or chosen
 
@@ -79,25 +80,28 @@ def dropout_of(configs: Sequence[Config]) -> Dropout:
     """Returns the noise of lanes of one structure; each leaf has an axis of lanes.
 
     Raises:
-        ConfigError: a method and sites are named at once, or options of a site do not
-            go together.
+        ConfigError: a method and a site are combined, or options of a site exclude one
+            another.
     """
     first = configs[0].dropout
     used = [s for s in SITES if any(lane.rate for lane in _at(configs, s))]
     if first.method != "none":
         if used:
             raise ConfigError(
-                f"dropout.{used[0]}.rate: must be 0 beside the method {first.method}."
+                f"dropout.{used[0]}.rate: must be 0 with the method {first.method}."
             )
         rates = _column(c.dropout.rate for c in configs)
         return METHODS[first.method].preset(rates, configs[0].model.layers)
     if any(c.dropout.rate for c in configs):
-        raise ConfigError("dropout.rate: is that of a method; name dropout.method.")
+        raise ConfigError(
+            "dropout.rate: must be 0 without a method; set dropout.method or the rate "
+            "of a site, such as dropout.inputs.rate."
+        )
     return rdrop.Dropout(**{site: noise_of(_at(configs, site), site) for site in used})
 
 
 def learned(config: Config) -> list[str]:
-    """Returns the sites whose rate is learned."""
+    """Returns the sites whose rate gradient descent learns."""
     return [s for s in SITES if getattr(getattr(config.dropout, s), "learn", False)]
 
 
@@ -106,11 +110,19 @@ def noise_of(lanes: Sequence[Noise | WeightNoise], site: str) -> Any:
 
     Args:
         lanes: its options in each lane.
-        site: what errors are to name.
+        site: its name, for errors.
 
     Raises:
-        ConfigError: the options do not go together.
+        ConfigError: the options exclude one another, or the kind excludes a rate.
     """
+    try:
+        return _noise(lanes, site)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"dropout.{site}: {reason}") from None
+
+
+def _noise(lanes: Sequence[Noise | WeightNoise], site: str) -> Any:
     first = lanes[0]
     rate = _values(lanes, "rate")
     if isinstance(first, WeightNoise):
@@ -135,13 +147,17 @@ def _check(noise: Noise | StateNoise, site: str, rate, drift) -> None:
     where = f"dropout.{site}"
     if noise.learn and noise.kind != "concrete":
         raise ConfigError(
-            f'{where}.learn: the kind must be "concrete", whose mask is smooth in its '
-            f'rate, got "{noise.kind}".'
+            f'{where}.learn: the kind must be "concrete", whose mask has a gradient in '
+            f'the rate, got "{noise.kind}".'
         )
     if noise.learn and not ((rate > 0) & (rate < 1)).all():
         raise ConfigError(
-            f"{where}.rate: must lie inside (0, 1) where it is learned, got "
-            f"{rate.min():g}."
+            f"{where}.rate: must lie inside (0, 1) if it is learned, got "
+            f"{_outside(rate):g}."
+        )
+    if noise.kind == "gaussian" and (rate == 1).any():
+        raise ConfigError(
+            f'{where}.rate: must be below 1 for kind = "gaussian", got 1.'
         )
     if noise.scale != "inverted" and noise.kind != "bernoulli":
         raise ConfigError(
@@ -150,6 +166,10 @@ def _check(noise: Noise | StateNoise, site: str, rate, drift) -> None:
         )
     if noise.per == "sequence" and (drift < 1).any():
         raise ConfigError(f'{where}.drift: must be 1 unless per = "step".')
+
+
+def _outside(rates: np.ndarray) -> float:
+    return float(rates[(rates <= 0) | (rates >= 1)][0])
 
 
 def _at(configs: Sequence[Config], site: str) -> list[Any]:

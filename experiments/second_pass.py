@@ -1,7 +1,7 @@
-"""Second pass: each batch is read twice, and learned from so that the outputs agree.
+"""Consistency penalties on the outputs of two passes over the same batch.
 
-The second pass draws masks of its own, but for those of the sites that it shares; or it
-has no noise at all. `rdrop.fraternal` and `rdrop.r_drop` say which paper does what.
+The second pass draws new masks, except at the sites that it shares with the first, or
+has no noise at all. See `rdrop.fraternal` and `rdrop.r_drop` for the papers.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ PENALTIES = {
 
 
 def keys(config: SecondPass, key, first: rdrop.StreamKeys) -> rdrop.StreamKeys | None:
-    """Returns the keys of the second pass; None where it is without noise.
+    """Returns the keys of the second pass; None if it has no noise.
 
     Args:
-        config: what it shares with the first: sites of cells, or names of what lies
-            outside them and is drawn from the stream of inputs.
-        key: that `first` was made of.
+        config: options; it may share sites of cells, and names outside of cells whose
+            masks are drawn from the stream of inputs.
+        key: the key from which `first` was derived.
         first: the keys of the first pass.
     """
     if config.penalty == "expectation_linear":
@@ -43,7 +43,7 @@ def keys(config: SecondPass, key, first: rdrop.StreamKeys) -> rdrop.StreamKeys |
 def weights(
     outputs: Float[Arrays, "B *T O"], score: Score, batch: Batch
 ) -> Float[Array, "B *T"]:
-    """Returns how much each output counts: its share in the weight of its sequence."""
+    """Returns the weight of each output, its share of the weight of its sequence."""
     if outputs.ndim == 2:
         return jnp.asarray(score.weight)
     valid = batch.valid_steps(outputs.shape[1])
@@ -51,16 +51,16 @@ def weights(
 
 
 def check(configs: Sequence[Config], dropout: Dropout, data: Data) -> None:
-    """Raises where there is nothing for a second pass to compare.
+    """Checks that the two passes differ, and that their outputs can be compared.
 
     Args:
-        configs: one a lane, of one structure.
+        configs: one per lane, of one structure.
         dropout: their noise.
-        data: what is learned from.
+        data: the data.
 
     Raises:
-        ConfigError: there is no noise, or none at a site that is shared; the outputs
-            are no logits.
+        ConfigError: no lane has noise, a shared site has none, or the penalty compares
+            logits and the outputs are not logits.
     """
     config = configs[0].second_pass
     if config.penalty == "none":
@@ -68,7 +68,7 @@ def check(configs: Sequence[Config], dropout: Dropout, data: Data) -> None:
     if not any(_is_noisy(c) for c in configs):
         raise ConfigError(
             f"second_pass.penalty: {config.penalty} compares passes that differ by "
-            "their noise, and there is none."
+            "their noise; set a rate of dropout above 0."
         )
     layers = dropout if isinstance(dropout, tuple) else (dropout,)
     there = {name for layer in layers for name, _ in layer.sites()}

@@ -1,4 +1,4 @@
-"""Splits: which training sequences are held out to choose by."""
+"""Validation splits: the training sequences that a seed holds out."""
 
 import numpy as np
 from jaxtyping import Int
@@ -13,9 +13,9 @@ def split(
     """Splits the training sequences at random into those to fit and to validate on.
 
     Args:
-        data: of each of its strata the same share is held out.
+        data: the data; the same share of each stratum is held out.
         share: in (0, 1).
-        seed: the same seed gives the same split.
+        seed: seed of the split.
 
     Returns:
         Ascending indices of the two parts.
@@ -29,7 +29,7 @@ def split(
 
 
 def check_sizes(train: Train, data: Data) -> None:
-    """Raises a ConfigError where there are too few sequences for the config."""
+    """Raises a ConfigError if there are too few sequences for the config."""
     total = left = len(data.train.lengths)
     if data.valid is None:
         _, sizes = np.unique(_strata(data), return_counts=True)

@@ -1,9 +1,9 @@
 """Sweep: the lanes of one structure, trained by one compiled program.
 
-The lanes are dealt to the devices, and each device trains its own, `group` at a time by
-`jax.vmap` and the groups in turn. A lane's numbers do not depend on where it runs, or
-on which others run beside it. Where not all lanes fit into memory they are trained some
-at a time, by the same program.
+Lanes are sharded across the devices, and each device trains its own: `group` lanes at a
+time by `jax.vmap`, and the groups in turn. The numbers of a lane do not depend on its
+device or on the other lanes. If not all lanes fit into memory, the same program trains
+them in rounds.
 """
 
 import math
@@ -43,11 +43,11 @@ from experiments.train import (
 
 
 class State(NamedTuple):
-    """Where the training of resident lanes stands; each leaf has an axis of lanes.
+    """State of the lanes in training; each leaf has an axis of lanes.
 
     Attributes:
-        models: of each lane.
-        history: metrics by name, [lanes, evaluations, ...]; nan where not yet.
+        models: the models of each lane.
+        history: metrics by name, [lanes, evaluations, ...]; NaN before an evaluation.
     """
 
     models: Models
@@ -60,15 +60,15 @@ class Program(NamedTuple):
     Attributes:
         start: (lanes, data) -> state.
         advance: (state, lanes, bounds, evaluation, data) -> state after an evaluation.
-        mesh: its devices.
-        lanes: all lanes, in the host's memory.
+        mesh: the devices.
+        lanes: all lanes, in host memory.
         data: training, test and validation split, on the devices.
-        share: lanes that a device has resident.
-        group: lanes that a device trains side by side.
-        names: of the metrics.
-        compiles: programs that were compiled, to find one that fits.
-        compile_seconds: that this took.
-        needed: bytes of memory that a device needs.
+        share: lanes that each device holds.
+        group: lanes that each device trains by one vmap.
+        names: names of the metrics.
+        compiles: programs that were compiled to find one that fits into memory.
+        compile_seconds: time of all of them.
+        needed: bytes of memory per device.
     """
 
     start: Any
@@ -89,46 +89,47 @@ class Program(NamedTuple):
         return self.share * self.mesh.shape["lane"]
 
     def rounds(self) -> list[range]:
-        """Returns which lanes are trained at a time, one round after the other."""
+        """Returns the lanes of each round, by their numbers."""
         count = len(self.lanes.key)
         starts = range(0, count, self.resident)
         return [range(s, min(s + self.resident, count)) for s in starts]
 
     def place(self, which: range) -> Lane:
-        """Puts lanes on the devices; the last is repeated to fill the program."""
+        """Puts lanes on the devices; the last one is repeated to fill the program."""
         index = np.minimum(which.start + np.arange(self.resident), which.stop - 1)
         return put(jax.tree.map(lambda leaf: leaf[index], self.lanes), self.mesh, LANE)
 
     def all_of(self, which: range) -> Int[np.ndarray, "devices 2"]:
-        """Returns the groups, from and to, in which each device trains those lanes."""
+        """Returns the range of groups that each device trains for these lanes."""
         before = self.share * np.arange(self.mesh.shape["lane"])
         own = np.clip(len(which) - before, 0, self.share)
         return np.stack([0 * own, -(-own // self.group)], axis=1)
 
     def only(self, place: int) -> Int[np.ndarray, "devices 2"]:
-        """Returns the groups with the one in which a resident lane is trained."""
+        """Returns the range of groups that trains the group of one lane alone."""
         device, within = divmod(place, self.share)
         bounds = np.zeros((self.mesh.shape["lane"], 2), int)
         bounds[device] = within // self.group + np.arange(2)
         return bounds
 
     def step(self, state: State, lanes: Lane, bounds, evaluation: int) -> State:
-        """Trains the lanes within the bounds until the next evaluation."""
+        """Trains the groups within bounds until the next evaluation."""
         bounds = put(bounds.astype(np.int32), self.mesh, LANE)
         number = put(np.int32(evaluation), self.mesh, EVERYWHERE)
         return self.advance(state, lanes, bounds, number, self.data)
 
 
 def make_lanes(configs: Sequence[Config], data: Data) -> Lane:
-    """Returns the lanes of one structure, in the host's memory.
+    """Returns the lanes of one structure, in host memory.
 
     Args:
-        configs: one a lane.
-        data: its training sequences are split anew for each seed, where need be.
+        configs: one per lane.
+        data: without a validation split, each seed holds out other sequences.
 
     Raises:
         ConfigError: too few sequences for the validation split or for one batch, or
-            options of the noise, or of a second pass, that do not go together.
+            options of the noise or of a second pass that do not go together.
+        ValueError: options of the noise that rdrop rejects.
     """
     first = configs[0]
     check_sizes(first.train, data)
@@ -170,19 +171,19 @@ def compile_sweep(
     """Compiles the program that trains lanes of one structure.
 
     Args:
-        configs: one a lane.
-        task: what is learned.
-        data: what from.
-        group: lanes that a device trains side by side. By default all of its lanes,
-            but 1 on CPU: batched small matrix products are slower there than the plain
-            ones, and two devices that both batch can starve XLA's one thread pool.
+        configs: one per lane.
+        task: the task.
+        data: its data.
+        group: lanes that a device trains by one vmap. By default 1 on CPU, where
+            batches of small matrix products are slower than single products and two
+            devices can starve XLA's thread pool, and otherwise all of its lanes.
         resident: the most lanes that are trained at a time; by default all.
         data_devices: devices that share each batch of a lane.
-        memory: bytes that a device may use; by default those that are free on it.
+        memory: bytes that each device may use; by default its free memory.
 
     Raises:
-        ConfigError: the network and its noise do not fit, the devices cannot be dealt
-            out, or not even one lane a device fits into memory.
+        ConfigError: the devices cannot be divided, or one lane per device does not fit
+            into memory.
     """
     begun = time.perf_counter()
     lanes = make_lanes(configs, data)
@@ -202,8 +203,8 @@ def compile_sweep(
             break
         if share == 1:
             raise ConfigError(
-                f"One lane needs {needed / 1e6:,.1f} MB of memory on its device, where "
-                f"there are {limit / 1e6:,.1f} MB."
+                f"One lane needs {needed / 1e6:,.1f} MB of memory on its device, which "
+                f"has {limit / 1e6:,.1f} MB."
             )
         share = max(1, min(share - 1, int(share * limit / needed)))
     return Program(
@@ -222,14 +223,14 @@ def compile_sweep(
 
 
 def check(configs: Sequence[Config], task: Task, data: Data) -> None:
-    """Traces a forward pass of a lane, to see before any work that everything fits.
+    """Traces a forward pass of one lane, to find mistakes before any work.
 
     Raises:
-        ConfigError: as `compile_sweep`; the cell lacks a site, say.
+        ConfigError: as `make_lanes`, or the cell lacks a site, for example.
     """
-    lane = jax.tree.map(lambda leaf: leaf[0], make_lanes(configs, data))
-    data = data.with_splits(jax.tree.map(jnp.asarray, data.splits))
     try:
+        lane = jax.tree.map(lambda leaf: leaf[0], make_lanes(configs, data))
+        data = data.with_splits(jax.tree.map(jnp.asarray, data.splits))
         jax.eval_shape(make_train(configs[0], task, data).probe, lane)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -237,7 +238,7 @@ def check(configs: Sequence[Config], task: Task, data: Data) -> None:
 
 
 class _Parts(NamedTuple):
-    """What the two functions of a program are made of."""
+    """The parts of a program's two functions."""
 
     config: Config
     task: Task
@@ -246,7 +247,7 @@ class _Parts(NamedTuple):
 
     @property
     def splits(self) -> tuple[Batch, Batch, Batch | None]:
-        """In the dtypes that JAX computes in: a user's arrays may have 64 bits."""
+        """The splits in JAX's dtypes: a user's arrays may have 64 bits."""
         return jax.tree.map(
             lambda leaf: np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype)),
             self.data.splits,
@@ -257,7 +258,7 @@ class _Parts(NamedTuple):
         return make_train(self.config, self.task, data, partial(spread, self.mesh))
 
     def compile(self, lanes: Lane, share: int, group: int) -> tuple[Any, Any]:
-        """Compiles `start` and `advance` for so many lanes a device."""
+        """Compiles `start` and `advance` for `share` lanes per device."""
         index = np.zeros(share * self.mesh.shape["lane"], int)
         example = jax.tree.map(lambda leaf: leaf[index], lanes)
         lanes, splits = self._like(example, LANE), self._like(self.splits, EVERYWHERE)
@@ -285,7 +286,7 @@ class _Parts(NamedTuple):
         return jax.lax.map(lambda lane: State(functions.init(lane), history), lanes)
 
     def _advance(self, state, lanes, bounds, evaluation, splits, group):
-        """Trains the groups within bounds in turn, each written where it was read."""
+        """Trains the groups within bounds in turn, each in its own place."""
         functions = self.functions(splits)
 
         def one(state, lane):
@@ -324,7 +325,7 @@ class _Parts(NamedTuple):
 
 
 def _map(function, group):
-    """Maps over a group; one alone is not a batch, whose products would be slower."""
+    """Maps over a group; a single lane has no batch axis, which would be slower."""
     if group > 1:
         return jax.vmap(function)
 

@@ -1,13 +1,12 @@
-"""Task: what is learned from, as three functions.
-
-A task is a module with
+"""The protocol of a task: three functions of a module.
 
     load(options) -> Data              the sequences to learn from
-    inputs(batch) -> [B, T, D]         what the network reads
-    score(outputs, batch) -> Score     how each sequence went, the loss first
+    inputs(batch) -> [B, T, D]         the input of the network
+    score(outputs, batch) -> Score     metrics of each sequence, the loss first
 
-`load` is plain NumPy and runs once; the other two are traced by JAX. Everything else,
-the splits, the training, the sweep and the report, is the same for all tasks.
+`load` is plain NumPy and runs once; JAX traces the other two. Splits, training, sweep
+and report are the same for all tasks. `experiments.tasks.load_task` checks the data and
+the functions before anything is compiled.
 """
 
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -25,10 +24,14 @@ Arrays: TypeAlias = jax.Array | np.ndarray
 class Batch(NamedTuple):
     """N sequences, padded with zeros to T steps.
 
+    Numbers are finite, and the same dtype and shape of a step serve all splits.
+
     Attributes:
-        inputs: [N, T, ...]; what `inputs` makes features of.
-        lengths: valid steps of each, at least 1; integers of any width.
-        targets: [N, ...]; what `score` compares with.
+        inputs: [N, T, ...], from which `inputs` computes features.
+        lengths: valid steps of each sequence, 1 to T; integers of any width.
+        targets: [N, ...], with which `score` compares outputs. Integers [N] for the
+            readout "last", or [N, T] for "each", are classes 0 to `outputs` - 1 if
+            there are several outputs.
     """
 
     inputs: Arrays
@@ -42,20 +45,22 @@ class Batch(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What a task learns from.
+    """The sequences of a task, and facts about them.
 
     Attributes:
-        train: sequences to train on.
-        test: sequences that are reported and never chosen by.
-        valid: sequences to choose by. None holds some of `train` out, anew for each
-            seed; then a second model trains on all of `train` for the test figures.
+        train: sequences for training.
+        test: sequences for reported metrics, which choose nothing.
+        valid: sequences for choosing among settings. With None, each seed holds out
+            some of `train`, and a second model trains on all of `train` for the test
+            metrics.
         outputs: size of the readout.
         readout: whether the network answers at the "last" step, [B, outputs], or at
             "each", [B, T, outputs].
-        strata: the group of each training sequence; each group is held out from in
-            proportion. None makes no groups.
-        units: the unit of each value of `score`, in its order, as {"nll": "nats"}.
-        source: where the data come from, and their licence, if they are to be named.
+        strata: the group of each training sequence; the same share of each group is
+            held out. None: one group.
+        units: the unit of each value of `score`, in the same order, such as
+            {"nll": "nats"}. A loss in nats or bits belongs to logits of classes.
+        source: origin and licence of the data; may be empty.
     """
 
     train: Batch
@@ -69,22 +74,23 @@ class Data(NamedTuple):
 
     @property
     def splits(self) -> tuple[Batch, Batch, Batch | None]:
-        """The sequences: those for training, test and validation."""
+        """The sequences for training, test and validation."""
         return self.train, self.test, self.valid
 
     def with_splits(self, splits: tuple[Batch, Batch, Batch | None]) -> "Data":
-        """Returns the same task with other sequences, or other arrays of them."""
+        """Returns the same facts with other sequences."""
         train, test, valid = splits
         return self._replace(train=train, test=test, valid=valid)
 
 
 class Score(NamedTuple):
-    """How each sequence of a batch went.
+    """Metrics of each sequence of a batch.
 
     Attributes:
-        values: by name, [B] each; the first is the loss. Lower is better, but for
+        values: by name, [B] each; the first is the loss. Lower is better, except for
             "accuracy".
-        weight: of each sequence in the mean over a split: 1, or its number of steps.
+        weight: weight of each sequence in the mean over a split, such as 1 or its
+            number of steps.
     """
 
     values: dict[str, Float[Arrays, "B"]]
@@ -96,10 +102,10 @@ class Task(Protocol):
     """A module with the three functions."""
 
     def load(self, options: Options) -> Data:
-        """Reads and checks the data; raises a ConfigError that says what is wrong."""
+        """Reads the data; raises a ConfigError if something is wrong with them."""
 
     def inputs(self, batch: Batch) -> Float[Arrays, "B T D"]:
-        """Returns what the network reads."""
+        """Returns the input of the network."""
 
     def score(self, outputs: Float[Arrays, "B *T O"], batch: Batch) -> Score:
-        """Judges outputs [B, O], or [B, T, O]; padded steps must not count."""
+        """Scores outputs [B, O], or [B, T, O]; padded steps must not count."""

@@ -1,12 +1,12 @@
-"""Train: one lane of a sweep, as pure functions of its state.
+"""Training of one lane of a sweep, as pure functions of its state.
 
-A lane is one setting at one seed. Its key, and so its initial parameters, its order of
-the data and the numbers behind its masks, is that of the seed alone: lanes of one seed
-differ in their setting and in nothing else.
+A lane is one setting with one seed. Its key depends on the seed alone, and determines
+the initial parameters, the order of the data and the random numbers of the masks: lanes
+of one seed differ in their setting and in nothing else.
 
-Where the task has no validation split, a lane trains two models from the same start:
-one on all training sequences, whose test figures are reported, and one without those
-held out, by whose validation figures a setting is chosen.
+If the task has no validation split, a lane trains two models from the same start. One
+trains on all training sequences, and its test metrics are reported; the other trains
+without the held-out sequences, and its validation metrics choose a setting.
 """
 
 from collections.abc import Callable
@@ -30,15 +30,17 @@ NEVER = -1
 
 
 class Lane(NamedTuple):
-    """What tells one lane from another; in a sweep each leaf has an axis of lanes.
+    """The arrays that differ among lanes; in a sweep each leaf has an axis of lanes.
 
     Attributes:
-        key: of the seed.
-        dropout: its noise.
-        learning_rate, weight_decay: of AdamW.
+        key: PRNG key of the seed.
+        dropout: noise.
+        learning_rate: learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
         penalty: weight of the difference between two passes.
-        fit, valid: training sequences to fit, and to validate on; None where the task
-            has a validation split.
+        fit: indices of the training sequences to fit; None if the task has a validation
+            split.
+        valid: indices of the training sequences to validate on; None like `fit`.
     """
 
     key: Key[Array, "..."]
@@ -51,11 +53,11 @@ class Lane(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where the training of a model stands.
+    """State of a model in training.
 
     Attributes:
-        params: those of the network, and the logits of the rates that are learned.
-        opt_state: that of the optimiser.
+        params: parameters of the network, and logits of learned rates.
+        opt_state: state of the optimiser.
         epoch: epochs done.
         diverged_at: the first step at which the loss, or the norm of the gradients or
             of the parameters, was not finite; or `NEVER`.
@@ -68,7 +70,7 @@ class State(NamedTuple):
 
 
 class Models(NamedTuple):
-    """The models of a lane; `held_out` is None where one is enough."""
+    """The models of a lane; `held_out` is None if the task has a validation split."""
 
     full: State
     held_out: State | None
@@ -79,8 +81,8 @@ class Functions(NamedTuple):
 
     Attributes:
         init: lane -> models.
-        advance: (models, lane) -> (models, metrics), an evaluation further.
-        probe: lane -> the losses of one sequence, to be traced.
+        advance: (models, lane) -> (models, metrics) at the next evaluation.
+        probe: lane -> the losses of one sequence, for a trace.
     """
 
     init: Callable[[Lane], Models]
@@ -89,7 +91,7 @@ class Functions(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What all lanes of a program have in common."""
+    """The values that all lanes of a program share."""
 
     config: Config
     task: Task
@@ -98,26 +100,27 @@ class Training(NamedTuple):
     sites: tuple[str, ...]
 
     def optimiser(self, lane: Lane) -> optax.GradientTransformation:
-        """AdamW; learned rates do not decay."""
+        """Returns AdamW; learned rates do not decay."""
         decayed = {"network": True, "rates": False}
         return optax.adamw(
             lane.learning_rate, weight_decay=lane.weight_decay, mask=decayed
         )
 
     def outputs(self, params, dropout: Dropout, batch: Batch, keys=None) -> Any:
-        """Reads a batch; without keys, in expectation over the noise."""
+        """Returns the outputs for a batch; without keys, in expectation over noise."""
         dropout = with_rates(dropout, params["rates"])
         xs = self.task.inputs(batch)
         return self.network.apply(params["network"], xs, batch.lengths, dropout, keys)
 
     def judge(self, params, dropout: Dropout, batch: Batch) -> Score:
-        """Scores a batch in expectation over the noise."""
+        """Returns the score of a batch, in expectation over the noise."""
         return self.task.score(self.outputs(params, dropout, batch), batch)
 
     def loss(self, params, lane: Lane, batch: Batch, key) -> Losses:
-        """The mean loss of a batch, the noise on; first with all that is added to it.
+        """Returns the minimised loss of a batch, and its mean loss, both with noise.
 
-        That is the price of learned rates, and the penalty of a second pass.
+        The minimised loss adds regularisers of learned rates and the penalty of a
+        second pass.
         """
         config, keys = self.config.second_pass, rdrop.stream_keys(key)
         outputs = self.outputs(params, lane.dropout, batch, keys)
@@ -134,7 +137,7 @@ class Training(NamedTuple):
         return loss + lane.penalty * penalty + self.price(params), loss
 
     def price(self, params) -> Float[Array, ""]:
-        """The regularisers of the rates that are learned, in every layer."""
+        """Returns the regularisers of learned rates, summed over layers."""
         total = jnp.float32(0)
         count = len(self.train.lengths)
         for site, logit in params["rates"].items():
@@ -155,13 +158,13 @@ def make_train(
     """Builds the functions that train a lane.
 
     Args:
-        config: of any lane; its structure is that of all.
-        task: what is learned.
-        data: what from, as device arrays or tracers.
+        config: config of any lane; all have the same structure.
+        task: the task.
+        data: its data, as device arrays or tracers.
         shard: places a batch on devices.
 
     Returns:
-        Pure functions that jit and vmap; `advance` goes on by `evaluate_every` epochs.
+        Pure functions for `jit` and `vmap`; `advance` trains `evaluate_every` epochs.
     """
     training = make_training(config, task, data)
     network, sites = training.network, training.sites
@@ -209,7 +212,7 @@ def make_train(
 
 
 def make_training(config: Config, task: Task, data: Data) -> Training:
-    """Builds what all lanes of a program have in common; arguments as `make_train`."""
+    """Builds the values that all lanes share; see `make_train` for the arguments."""
     network = Network(
         cell_of(config),
         config.model.units,
@@ -235,7 +238,7 @@ def evaluate(training: Training, params, dropout: Dropout, batch: Batch) -> Metr
     if count <= EVALUATED_AT_ONCE:
         score = training.judge(params, dropout, batch)
         return dict(zip(score.values, _means(score), strict=True))
-    # The last sequence is repeated to fill the last batch, and weighs nothing there.
+    # The last sequence is repeated, with weight 0, to fill the last batch.
     rows = -(-count // EVALUATED_AT_ONCE)
     place = jnp.arange(rows * EVALUATED_AT_ONCE).reshape(rows, EVALUATED_AT_ONCE)
 
@@ -253,11 +256,11 @@ def diverged(before, step, loss, gradients: Any, params: Any) -> Int[Array, ""]:
     """Returns the first step that was not finite, `NEVER` if none was.
 
     Args:
-        before: what it was at the step before.
-        step: of the arguments that follow.
-        loss: with all that is added to it.
-        gradients: of that step.
-        params: after it.
+        before: the result for the previous step.
+        step: number of this step.
+        loss: minimised loss of this step.
+        gradients: gradients of this step.
+        params: parameters after this step.
     """
     size = loss + optax.tree.norm((gradients, params))
     first = (before == NEVER) & ~jnp.isfinite(size)
@@ -265,7 +268,7 @@ def diverged(before, step, loss, gradients: Any, params: Any) -> Int[Array, ""]:
 
 
 def with_rates(dropout: Dropout, logits: dict[str, Any]) -> Dropout:
-    """Returns the noise with the rates that are learned in their places."""
+    """Returns the noise with its learned rates."""
     if not logits:
         return dropout
     assert isinstance(dropout, rdrop.Dropout)
@@ -282,7 +285,7 @@ def take(batch: Batch, index) -> Batch:
 
 
 def _make_epochs(training, shard):
-    """Returns (state, lane, index) -> (state, loss of each epoch), an evaluation's."""
+    """Returns (state, lane, index) -> (state at an evaluation, loss per epoch)."""
     config = training.config.train
 
     def update(carry, index, step, lane):
@@ -324,9 +327,9 @@ def _means(score: Score) -> list[Float[Array, ""]]:
 
 
 def _kernels(network, site) -> list[Float[Array, "K N"]]:
-    """The kernels that read what a site multiplies, one a layer.
+    """Returns the kernels that read the values of a site, one per layer.
 
-    Where no kernel does, there is no prior over weights, and zeros stand for it.
+    If no kernel reads them, the weights have no prior, which zeros stand for.
     """
     params = network["params"]
     names = sorted(params.keys() - {"readout"}, key=lambda n: int(n.rsplit("_")[-1]))
@@ -340,6 +343,6 @@ def _kernels(network, site) -> list[Float[Array, "K N"]]:
 
 
 def _batches(key, index, size) -> Int[Array, "batches size"]:
-    """The indices in random order, cut into batches; an incomplete last one is left."""
+    """Returns batches of shuffled indices; an incomplete last batch is dropped."""
     count = len(index) // size
     return jax.random.permutation(key, index)[: count * size].reshape(count, size)

@@ -1,4 +1,4 @@
-"""Folders of runs as the sweep leaves them, with figures that a test chooses."""
+"""Folders of runs as the sweep leaves them, with results that a test chooses."""
 
 import itertools
 import json
@@ -15,8 +15,9 @@ PLATFORM = {
 TASK = {
     "name": "japanese_vowels",
     "loss": "nll",
-    "units": {"nll": "nats an utterance", "accuracy": ""},
+    "units": {"nll": "nats per utterance", "accuracy": ""},
     "source": "Data: spoken vowels.",
+    "data": "0123456789abcdef",
 }
 EPOCHS = 6
 EVALUATED_AT = [2, 4, 6]
@@ -52,7 +53,7 @@ def make_line(setting, seed, valid, test, learned=None):
 
 
 def make_lines(axes, seeds, test, valid=None, learned=None):
-    """One line a lane, the seed fastest; `test` and `valid` map (setting, seed)."""
+    """One line per lane, the seed fastest; `test` and `valid` map (setting, seed)."""
     settings = [
         dict(zip(axes, values, strict=True))
         for values in itertools.product(*axes.values())
@@ -81,6 +82,7 @@ def write_folder(folder, axes, lines):
     write_lines(folder, lines)
     seeds = sorted({line["seed"] for line in lines})
     run = {
+        "kind": "sequences",
         "command": "python -m experiments ablate configs/x.toml",
         "task": TASK,
         "axes": axes,
@@ -92,11 +94,13 @@ def write_folder(folder, axes, lines):
                 "setting": {},
                 "lanes": len(lines),
                 "resident": len(lines),
+                "compiles": 1,
                 "compile_seconds": 3.9,
                 "train_seconds": 40.5,
                 "megabytes": 120.0,
             }
         ],
+        "resident": {"0": len(lines)},
     }
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "config.toml").write_text(f"seeds = {len(seeds)}\nseed = 0\n")

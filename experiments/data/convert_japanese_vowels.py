@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 def read_ts(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     """Reads utterances [T, 12] float32 and their speakers, 0 to 8."""
-    rows = path.read_text().split("@data\n")[1].split()
+    rows = path.read_text(encoding="utf-8").split("@data\n")[1].split()
     fields = [row.split(":") for row in rows]
     utterances = [
         np.array([channel.split(",") for channel in row[:-1]], np.float32).T

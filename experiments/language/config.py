@@ -1,54 +1,49 @@
-"""Config: what one language model is, and how it is trained, as data.
+"""Config: one language model and its training as data.
 
-The files are TOML as those of `experiments.config`, of which the kinds of noise come;
-any field may have several values, which `experiments.axes` makes lanes of.
+The files are TOML, with the kinds of noise that `experiments.config` has; any
+field may have several values, from which `experiments.axes` makes lanes.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, with_config
 
 from experiments.config import (
-    STRICT,
+    DESCRIBED,
+    SITES,
     Count,
     Noise,
     NotNegative,
     Positive,
     Rate,
-    StateNoise,
-    WeightNoise,
+    Seed,
     check_sites,
+    site_field,
 )
-from experiments.config import SecondPass as AnySecondPass
-from experiments.network import SITES
+from experiments.config import SecondPass as SecondPassOfBatches
 
-SHARED = ("words", *SITES)  # what two passes may share
-
-
-def _has_a_top(model: "Model") -> "Model":
-    if model.top_units and model.layers == 1:
-        raise ValueError("top_units must be 0 where there is one layer")
-    return model
+SHARED = ("words", *SITES)  # sites whose masks two passes may share
 
 
 def _known_sites(names: str) -> str:
     return check_sites(names, SHARED)
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class Task:
     """The text."""
 
     name: Literal["words", "characters"] = "words"
-    """What a token is. Of lines with an end of line each, as in the Penn Treebank."""
+    """What a token is; each end of line is a token too, as in the Penn Treebank."""
     data: str = ""
-    """A folder with three text files, which have train, valid and test in their names:
-    ptb.train.txt, ptb.valid.txt and ptb.test.txt, say."""
+    """A folder with three text files whose names contain train, valid and test, such as
+    ptb.train.txt, ptb.valid.txt and ptb.test.txt."""
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class Model:
     """An embedding, recurrent layers, and a softmax over the vocabulary."""
@@ -60,37 +55,43 @@ class Model:
     units: Count = 200
     """Units of each layer."""
     top_units: Annotated[int, Field(ge=0)] = 0
-    """Units of the last layer; 0: as many as the others have."""
+    """Units of the last layer; 0: as many as the other layers have."""
     layers: Count = 2
     """Layers of the stack."""
     tied: bool = False
-    """Whether the softmax has the embedding for its weights; a projection without bias
-    leads to its size where the last layer has another one."""
+    """Whether embedding and softmax share weights; if the last layer has another size
+    than the embedding, a projection without bias stands between them."""
     init: NotNegative = 0.1
-    """Every parameter begins uniform in [-init, init]; 0: kernels outside the cells as
-    Glorot has them, inside as their cells do."""
+    """Parameters start uniform in [-init, init]; 0: kernels in the cells start by the
+    cells' own initialisers, other kernels by Glorot's."""
     init_embedding: NotNegative = 0.0
-    """The same, of embedding and softmax alone, whose bias then begins at 0; 0: no
-    different."""
+    """The range for embedding and softmax, whose bias then starts at 0; 0: `init`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What matrix products are computed in; parameters and softmax are float32."""
+    """Dtype of matrix products; parameters and softmax are float32."""
+
+    def __post_init__(self):
+        """Checks that only a stack has a top layer of another size."""
+        if self.top_units and self.layers == 1:
+            raise ValueError(
+                f"model.top_units: must be 0 if model.layers is 1, got {self.top_units}"
+            )
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class Words:
-    """Whole word types are dropped: all occurrences of one in a window."""
+    """Word types are dropped: all occurrences of a type in a window together."""
 
     rate: Rate = 0.0
-    """Rate, in [0, 1]; at 0 throughout, none are."""
+    """Rate, in [0, 1]; with 0 in every lane, no words are dropped."""
     batch: Literal["each", "shared"] = "shared"
-    """Whether each row of a batch drops its own types."""
+    """Whether each row of a batch drops its own word types."""
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
-class Dropout:
-    """Noise at each site; in every layer, but for the first four."""
+class Outside:
+    """Noise of a language model that is not in every layer."""
 
     words: Words = field(default_factory=Words)
     """Rows of the embedding."""
@@ -100,38 +101,39 @@ class Dropout:
     """x_t into every other layer."""
     outputs: Noise = field(default_factory=Noise)
     """y_t of the last layer, into the softmax."""
-    input_weights: WeightNoise = field(default_factory=WeightNoise)
-    """The input kernel W."""
-    recurrent: Noise = field(default_factory=Noise)
-    """h_{t-1} into the cell, the horizontal arrows."""
-    update: Noise = field(default_factory=Noise)
-    """The candidate that is added to the memory."""
-    gates: Noise = field(default_factory=Noise)
-    """The gates after their sigmoid."""
-    cell_state: StateNoise = field(default_factory=StateNoise)
-    """The memory c_t."""
-    hidden_state: StateNoise = field(default_factory=StateNoise)
-    """The h_t that is handed on."""
-    recurrent_weights: WeightNoise = field(default_factory=WeightNoise)
-    """The recurrent kernel U."""
     held: Literal["window", "epoch"] = "window"
-    """How long a mask with per = "sequence" is held, and words and weights dropped."""
+    """Lifetime of masks with per = "sequence", and of dropped words and weights."""
 
 
-@with_config(STRICT)
+Dropout: Any = dataclasses.make_dataclass(
+    "Dropout",
+    [
+        site_field(name, site)
+        for name, site in SITES.items()
+        if name not in ("inputs", "outputs")
+    ],
+    bases=(Outside,),
+    frozen=True,
+)
+Dropout.__doc__ = (
+    """Noise at each site; in every layer if the field does not say more."""
+)
+
+
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
-class SecondPass(AnySecondPass):
-    """A second pass over each window, and the price of its difference to the first.
+class SecondPass(SecondPassOfBatches):
+    """A second pass over each window, and a penalty on its difference to the first.
 
-    Both begin with the carry of the first.
+    Both passes start with the carry of the first.
     """
 
     shares: Annotated[str, AfterValidator(_known_sites)] = ""
-    """Sites, with spaces between them, whose masks are those of the first pass; inputs
-    are those of all layers."""
+    """Sites whose masks are shared with the first pass, separated by spaces; `inputs`
+    stands for the inputs of all layers."""
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class Train:
     """How the model is trained."""
@@ -139,17 +141,17 @@ class Train:
     epochs: Count = 13
     """Passes over the training text."""
     batch: Count = 20
-    """Rows that the training text is cut into, read side by side."""
+    """Rows that the training text is cut into; they are read in parallel."""
     window: Count = 20
-    """Steps back through which a gradient goes; the carry is handed on."""
+    """Steps of truncated BPTT; the carry is carried over to the next window."""
     vary_window: bool = False
-    """Whether a window's length is drawn as in AWD-LSTM: about `window`, half of it for
-    one in twenty, with the learning rate in proportion."""
+    """Whether lengths of windows are random as in AWD-LSTM: about `window`, or half of
+    it for one window in twenty; the learning rate is proportional to the length."""
     per: Literal["token", "row"] = "row"
-    """What the loss is a mean over. Per row, the losses of a window's steps are summed,
-    so that gradients, and what they are clipped at, grow with the window."""
+    """Whether the loss is a mean over tokens or over rows. Per row, the losses of the
+    steps are summed, so gradients grow with the window, and `clip` has to as well."""
     optimiser: Literal["sgd", "adam"] = "sgd"
-    """Plain gradient descent, or Adam."""
+    """Plain stochastic gradient descent, or Adam."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the mean gradient in Adam."""
     learning_rate: Positive = 1.0
@@ -159,41 +161,41 @@ class Train:
     decay: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Factor of the learning rate: each epoch after `hold`, or with `patience`."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """Where not 0: the learning rate decays only after so many epochs without a lower
-    validation loss, and not by the epoch."""
+    """If not 0, the learning rate decays after this many epochs without a lower
+    validation loss, instead of after each epoch."""
     averaging: Literal["none", "nt_asgd"] = "none"
-    """Whether parameters are averaged from the epoch at which validation loss is not
-    lower than it was `non_monotone` epochs before (NT-ASGD)."""
+    """NT-ASGD averages parameters once the validation loss of an epoch is higher than
+    the lowest loss of the epochs at least `non_monotone` before."""
     non_monotone: Count = 5
     """Epochs that NT-ASGD looks back."""
     clip: NotNegative = 5.0
-    """Norm that the gradients of all parameters together are clipped at; 0: none."""
+    """Largest global norm of the gradients; 0: no clipping."""
     weight_decay: NotNegative = 0.0
-    """L2 penalty: times the parameters, added to the clipped gradients."""
+    """L2 penalty: this multiple of the parameters is added to the clipped gradients."""
     activation: NotNegative = 0.0
-    """AR: times the mean square of the last layer's outputs, after their dropout."""
+    """AR: weight of the mean square of the last layer's outputs, after dropout."""
     temporal_activation: NotNegative = 0.0
-    """TAR: times the mean square of how they change in a step, before it."""
+    """TAR: weight of the mean square of their change per step, before dropout."""
     keep: Literal["last", "best"] = "last"
-    """Whose parameters are kept: the last epoch's, or of that with the lowest
+    """Whether to keep the parameters of the last epoch, or of the epoch with the lowest
     validation loss."""
     evaluation_batch: Count = 20
-    """Rows that the other texts are cut into for their losses; no token is left out."""
+    """Rows that the other texts are cut into for evaluation; every token counts."""
 
 
-@with_config(STRICT)
+@with_config(DESCRIBED)
 @dataclass(frozen=True)
 class Config:
     """One language model."""
 
-    SEEDS: ClassVar[int] = 1  # of a sweep that does not say
+    SEEDS: ClassVar[int] = 1  # the default number in a sweep
 
-    seeds: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seeds: Seed = 0
     """Seeds of every setting: one number is how many, several are which."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Root of all random numbers."""
     task: Task = field(default_factory=Task)
-    model: Annotated[Model, AfterValidator(_has_a_top)] = field(default_factory=Model)
+    model: Model = field(default_factory=Model)
     dropout: Dropout = field(default_factory=Dropout)
     second_pass: SecondPass = field(default_factory=SecondPass)
     train: Train = field(default_factory=Train)

@@ -1,16 +1,20 @@
-"""Corpus: a text as tokens, cut into rows that are read side by side.
+"""Corpus: a text as tokens, cut into rows that are read in parallel.
 
-Lines are words between spaces, or characters, and each line ends in a token of its own.
-The vocabulary is that of the training text, the most frequent token first.
+Tokens are words, separated by whitespace, or characters, which all stay as they are. A
+newline, and nothing else, ends a line and becomes the token "<eos>". If every line
+stands between two spaces, as in the Penn Treebank, these are not part of it. The
+vocabulary holds the tokens of the training text, the most frequent one first.
 
 References:
     [1] Merity, Keskar, Socher. Regularizing and optimizing LSTM language models. ICLR
         2018. arXiv:1708.02182; section 5, and main.py of their code.
 """
 
+import hashlib
+import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +26,12 @@ from experiments.language.config import Task, Train
 from experiments.text import read_text
 
 SPLITS = ("train", "valid", "test")
-END, SPACE, UNKNOWN = "<eos>", "_", "<unk>"
+END, UNKNOWN = "<eos>", "<unk>"
 UNITS = {
-    "words": {"nll": "nats a word", "perplexity": ""},
-    "characters": {"nll": "nats a character", "bits": "bits a character"},
+    "words": {"nll": "nats per word", "perplexity": ""},
+    "characters": {"nll": "nats per character", "bits": "bits per character"},
 }
-SHORTEST = 5  # steps of a window whose length is drawn
+SHORTEST = 5  # steps of a window of random length
 SPREAD = 5  # standard deviation of its length
 
 
@@ -35,7 +39,7 @@ class Corpus(NamedTuple):
     """A text in three parts.
 
     Attributes:
-        vocabulary: the tokens, in the order of their ids.
+        vocabulary: the tokens, in the order of their ids; JSON stores it as a list.
         train, valid, test: ids.
     """
 
@@ -44,14 +48,22 @@ class Corpus(NamedTuple):
     valid: Int[np.ndarray, "m"]
     test: Int[np.ndarray, "k"]
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary and of the ids of each part."""
+        content = hashlib.sha256(json.dumps(self.vocabulary).encode())
+        for ids in (self.train, self.valid, self.test):
+            content.update(b"%d:" % len(ids) + ids.astype("<i4").tobytes())
+        return content.hexdigest()[:16]
+
 
 class Rows(NamedTuple):
-    """A text cut into B rows of L steps, each going on where the one before ends.
+    """A text cut into B rows of L steps; each row continues the one before.
 
     Attributes:
         inputs: [B, L] ids.
         targets: [B, L] the ids that follow.
-        weights: [B, L] 1, or 0 where the last rows are filled up.
+        weights: [B, L] 1, or 0 for padding.
     """
 
     inputs: Int[np.ndarray, "B L"]
@@ -63,8 +75,8 @@ class Windows(NamedTuple):
     """The windows of an epoch.
 
     Attributes:
-        starts: first step of each.
-        lengths: its steps.
+        starts: first step of each window.
+        lengths: steps of each window.
     """
 
     starts: Int[np.ndarray, "W"]
@@ -75,11 +87,15 @@ def load(task: Task) -> Corpus:
     """Reads the three files of a folder.
 
     Raises:
-        ConfigError: the folder or a file is missing or not text, or a token is neither
-            in the training text nor replaced there by "<unk>".
+        ConfigError: the folder or a file is missing or is not text; a word is "<eos>";
+            or a token is not in the training text, which has no "<unk>" for it either.
     """
-    texts = {split: _text(_path(task.data, split)) for split in SPLITS}
-    tokens = {split: list(_tokens(text, task.name)) for split, text in texts.items()}
+    paths = {split: _path(task.data, split) for split in SPLITS}
+    lines = {split: _lines(path) for split, path in paths.items()}
+    if task.name == "words":
+        tokens = {split: _words(lines[split], path) for split, path in paths.items()}
+    else:
+        tokens = {split: [*_characters(each)] for split, each in _bare(lines).items()}
     counts = Counter(tokens["train"])
     vocabulary = sorted(counts, key=lambda token: (-counts[token], token))
     ids = {token: number for number, token in enumerate(vocabulary)}
@@ -88,10 +104,10 @@ def load(task: Task) -> Corpus:
 
 
 def training_rows(tokens: Int[np.ndarray, "n"], batch: int) -> Rows:
-    """Cuts a text into rows of equal length; what is left over at its end is dropped.
+    """Cuts a text into rows of equal length; the rest at its end is dropped.
 
     Raises:
-        ConfigError: it has fewer than two tokens a row.
+        ConfigError: there are fewer than two tokens per row.
     """
     length = len(tokens) // batch
     if length < 2:
@@ -105,9 +121,9 @@ def training_rows(tokens: Int[np.ndarray, "n"], batch: int) -> Rows:
 
 
 def whole_rows(tokens: Int[np.ndarray, "n"], batch: int, window: int) -> Rows:
-    """Cuts a text into rows that hold all of it, each a number of whole windows.
+    """Cuts a text into rows that hold all of it, padded to whole windows.
 
-    Every token but the first of the text is the target of one step.
+    Every token except the first one is the target of one step.
     """
     steps = len(tokens) - 1
     length = -(-steps // batch)
@@ -121,16 +137,16 @@ def whole_rows(tokens: Int[np.ndarray, "n"], batch: int, window: int) -> Rows:
 
 
 def windows(train: Train, steps: int, seed: Sequence[int]) -> Windows:
-    """Returns the windows of an epoch over rows of so many steps.
+    """Returns the windows of an epoch.
 
-    With `train.vary_window`, lengths are drawn as in [1]: normal around `window`, or
-    half of it for 5 %, with a standard deviation of 5, in [5, `longest(train)`].
-    Otherwise steps that do not fill a window are left out.
+    With `train.vary_window`, lengths are random as in [1]: normal around `window`, or
+    around half of it for 5 %, with standard deviation 5, in [5, `longest(train)`].
+    Otherwise steps that do not fill a window are dropped.
 
     Args:
-        train: how.
-        steps: of a row.
-        seed: what is drawn from.
+        train: options of the training.
+        steps: length of a row.
+        seed: seed of the random lengths.
     """
     if not train.vary_window:
         starts = np.arange(steps // train.window, dtype=np.int32) * train.window
@@ -148,12 +164,12 @@ def windows(train: Train, steps: int, seed: Sequence[int]) -> Windows:
 
 
 def longest(train: Train) -> int:
-    """Returns the most steps that a window has: with varied ones, 4 deviations more."""
+    """Returns the most steps of a window; random lengths may add 4 deviations."""
     return train.window + 4 * SPREAD * train.vary_window
 
 
 def quoted(task: Task, nll: Any) -> dict[str, Any]:
-    """Returns what people quote of a mean loss, by its name; numbers or arrays."""
+    """Returns a mean loss in the unit that papers quote, by its name."""
     if task.name == "characters":
         return {"bits": nll / math.log(2)}
     with np.errstate(over="ignore"):
@@ -164,44 +180,63 @@ def _path(data: str, split: str) -> Path:
     """Returns the one text file of a folder that is named after a split."""
     expected = (
         "must be a folder with three text files that have train, valid and test in "
-        "their names, as ptb.train.txt, ptb.valid.txt and ptb.test.txt"
+        "their names, such as ptb.train.txt, ptb.valid.txt and ptb.test.txt"
     )
-    if not data or not Path(data).is_dir():
-        raise ConfigError(f"task.data: {expected}, got {data!r}.")
-    found = sorted(p for p in Path(data).iterdir() if split in p.name.split("."))
+    try:
+        if not data or not Path(data).is_dir():
+            raise ConfigError(f"task.data: {expected}, got {data!r}.")
+        found = sorted(p for p in Path(data).iterdir() if split in p.name.split("."))
+    except OSError as error:
+        raise ConfigError(f"{data}: {error.strerror or error}.") from None
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise ConfigError(f"{data}: {expected}; named after {split}: {names}.")
     return found[0]
 
 
-def _text(path: Path) -> str:
+def _lines(path: Path) -> list[str]:
     text = read_text(path)
     if not text.split():
-        raise ConfigError(f"{path}: must be a text, got nothing in it.")
-    return text
+        raise ConfigError(f"{path}: must be a text, got only whitespace.")
+    return text.removesuffix("\n").split("\n")
 
 
-def _tokens(text: str, name: str) -> Iterator[str]:
-    """The tokens of a text.
+def _words(lines: Sequence[str], path: Path) -> list[str]:
+    words = []
+    for number, line in enumerate(lines, 1):
+        found = line.split()
+        if END in found:
+            raise ConfigError(
+                f"{path}:{number}: the word {END!r} stands for the end of a line and "
+                "must not be in the text."
+            )
+        words += [*found, END]
+    return words
 
-    Of characters, a space is "_", and those at the ends of a line are no part of it.
-    """
-    for line in text.splitlines():
-        if name == "words":
-            yield from line.split()
-        else:
-            yield from SPACE.join(line.split())
+
+def _bare(lines: Mapping[str, list[str]]) -> Mapping[str, list[str]]:
+    """Returns lines without the spaces around them, if all of them have both."""
+    every = [line for each in lines.values() for line in each]
+    if all(len(n) > 1 and n[0] == n[-1] == " " for n in every):
+        return {split: [line[1:-1] for line in each] for split, each in lines.items()}
+    return lines
+
+
+def _characters(lines: Sequence[str]) -> Iterator[str]:
+    for line in lines:
+        yield from line
         yield END
 
 
-def _number(tokens, ids: dict[str, int], data: str, split: str):
+def _number(
+    tokens: Sequence[str], ids: Mapping[str, int], data: str, split: str
+) -> Int[np.ndarray, "n"]:
     unknown = ids.get(UNKNOWN)
     numbers = [ids.get(token, unknown) for token in tokens]
     if None in numbers:
         token = tokens[numbers.index(None)]
         raise ConfigError(
-            f"{data}: the {split} text has {token!r}, which the training text has not, "
-            f"nor {UNKNOWN!r} for it."
+            f"{data}: the {split} text has {token!r}, which is not in the training "
+            f"text, and neither is {UNKNOWN!r}."
         )
     return np.array(numbers, np.int32)

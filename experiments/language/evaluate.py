@@ -1,12 +1,12 @@
-"""Evaluate: what a trained model predicts of a text, deterministically or by sampling.
+"""Evaluation of a trained language model, deterministic or by Monte Carlo dropout.
 
-Monte Carlo dropout reads the text K times with the noise on, each pass with masks and
-carries of its own, and averages the distributions of every token.
+Monte Carlo dropout reads the text K times with noise, each pass with its own masks and
+carries, and averages the predicted distributions of every token.
 
 References:
     [1] Gal, Ghahramani. A theoretically grounded application of dropout in recurrent
         neural networks. NeurIPS 2016. arXiv:1512.05287; run_MC_test of their code,
-        which holds the masks of a pass over the whole test set.
+        which uses one mask per pass for the whole test set.
     [2] Melis et al. Pushing the bounds of dropout. 2018. arXiv:1805.09208; other means,
         rates and temperatures.
 """
@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,70 +24,67 @@ from jaxtyping import Array, Float
 from scipy.optimize import minimize_scalar
 
 import rdrop
-from experiments import folder as folders
 from experiments.config import ConfigError
-from experiments.language import parameters
-from experiments.language.config import Config
-from experiments.language.corpus import Rows, load, quoted, whole_rows
+from experiments.language.corpus import Rows, quoted, whole_rows
 from experiments.language.model import LanguageModel, Noise, make_model, noises
+from experiments.language.run import LanguageModels
 from experiments.language.train import (
     blank_carry,
     in_windows,
     make_evaluate,
     token_losses,
 )
-from experiments.results import environment, read, write
-from experiments.running import console
+from experiments.progress import console
+from experiments.runs.evaluations import Evaluation, add_evaluations, open_lane
 
-EVALUATIONS = "evaluations.jsonl"
-COLDEST, HOTTEST = 0.5, 2.0  # temperatures that are tried
+COLDEST, HOTTEST = 0.5, 2.0  # range of the search for a temperature
 MEANS = {0.0: "geometric", 1.0: "arithmetic"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is evaluated."""
+    """Options of an evaluation."""
 
     lane: int = 1
-    """Which line of results.jsonl, from 1."""
+    """Line of results.jsonl, from 1."""
     split: Literal["valid", "test"] = "test"
-    """Which text."""
+    """Part of the data."""
     passes: tuple[int, ...] = ()
-    """Numbers of Monte Carlo passes; none evaluates deterministically alone."""
+    """Numbers of Monte Carlo passes; without any, the evaluation is deterministic."""
     powers: tuple[float, ...] = (1.0,)
     """Means over the passes: 1 arithmetic, 0 geometric, others power means."""
     chunk: int = 8
-    """Passes that are run at once; more need more memory."""
+    """Passes at a time; more need more memory."""
     masks: Literal["window", "text"] = "text"
-    """How long a pass holds its masks of per = "sequence"."""
+    """Lifetime of the masks with per = "sequence" in a pass."""
     noise: float = 1.0
     """Factor of every rate."""
     temperature: float | Literal["tuned"] = 1.0
-    """That logits are divided by; tuned finds the best one for the validation text."""
+    """Divisor of logits; tuned finds the best one for the validation text."""
     window: int = 0
-    """Steps at a time, and a mask with masks = "window"; 0: as in training."""
+    """Steps at a time, and per mask with masks = "window"; 0: as in training."""
     seed: int = 0
-    """Of the masks."""
+    """Seed of the masks."""
 
 
 def evaluate(folder: Path, options: Options) -> list[dict]:
-    """Evaluates a model of a run, prints figures and adds them to evaluations.jsonl.
+    """Evaluates a model of a run, prints the losses and adds them to the run.
 
     Args:
-        folder: of the run.
-        options: how.
+        folder: the run.
+        options: of the evaluation.
 
     Returns:
         A record of each evaluation, the deterministic one first.
 
     Raises:
-        ConfigError: the folder holds no such model, or an option is impossible.
-        StorageError: the figures cannot be written.
+        ConfigError: the run kept no such model, or an option is impossible.
+        StorageError: the text has changed since the training, or a file of the run is
+            damaged or cannot be written.
     """
     _check(options)
-    config = _config(folder, options.lane)
-    params = parameters.load(parameters.path_of(folder, options.lane - 1))
-    corpus = load(config.task)
+    lane = open_lane(folder, options.lane, LanguageModels())
+    config, params, corpus = lane.config, lane.params, lane.loaded.data
     model = make_model(config, len(corpus.vocabulary))
     window = options.window or config.train.window
     valid, rows = (
@@ -101,8 +98,7 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
     sampled = jax.jit(make_montecarlo(model, window, options.chunk, held))
     root, most = jax.random.key(options.seed), max(options.passes, default=1)
     keys = jax.vmap(lambda k: jax.random.fold_in(root, k))(jnp.arange(most))
-    found, path = [], folder / EVALUATIONS
-    earlier = read(path)
+    found: list[Evaluation] = []
     for passes, power in wanted:
 
         def judge(rows, temperature, passes=passes, power=power):
@@ -115,7 +111,7 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
             temperature = _temperature(judge, valid, options.temperature)
             nll = judge(rows, temperature)
         found.append(_record(config, options, passes, power, temperature, nll))
-        write(path, [*earlier, *found])
+        add_evaluations(folder, found[-1:])
     _show(found)
     return found
 
@@ -125,13 +121,13 @@ def make_montecarlo(
 ) -> Callable[..., Float[Array, ""]]:
     """Returns a function of (params, noise, rows, keys, power, temperature).
 
-    It is the mean nll a token of the power mean of as many passes as there are keys.
+    It returns the mean nll per token of the power mean over passes, one per key.
 
     Args:
-        model: what reads.
+        model: the model.
         window: steps at a time.
         chunk: passes at a time.
-        held: whether masks with per="sequence" are held over the text, not a window.
+        held: whether masks with per="sequence" live for the text, not for a window.
     """
 
     def evaluate(params, noise, rows: Rows, keys, power, temperature):
@@ -186,17 +182,8 @@ def _check(options: Options) -> None:
         raise ConfigError(f"window: must be 0 or more, got {options.window}.")
 
 
-def _config(folder: Path, lane: int) -> Config:
-    """The config of a line of results."""
-    lines = read(folder / folders.RESULTS)
-    if not 1 <= lane <= len(lines):
-        raise ConfigError(f"{folder}: has lanes 1 to {len(lines)}, got {lane}.")
-    sweep = folders.read_sweep(folder, Config)
-    return sweep.lanes()[lane - 1].config
-
-
 def _temperature(judge, valid: Rows, temperature) -> float:
-    """The temperature to use: the best for the validation text if it is tuned."""
+    """Returns the temperature, or the best one for the validation text."""
     if temperature != "tuned":
         return temperature
     found = minimize_scalar(
@@ -208,10 +195,10 @@ def _temperature(judge, valid: Rows, temperature) -> float:
     return math.exp(found.x)
 
 
-def _record(config, options, passes, power, temperature, nll) -> dict[str, Any]:
+def _record(config, options, passes, power, temperature, nll) -> Evaluation:
     figures = {"temperature": temperature, "nll": nll} | quoted(config.task, nll)
     which = {"passes": passes, "powers": power if passes else None}
-    return asdict(options) | which | figures | environment()
+    return asdict(options) | which | figures
 
 
 def _show(found: Sequence[dict]) -> None:

@@ -1,7 +1,7 @@
-"""Model: an embedding, a stack of recurrent layers with their noise, and a softmax.
+"""Language model: an embedding, recurrent layers with their noise, and a softmax.
 
-Noise on the vertical arrows has a name at each floor: `words` and `inputs` below the
-first layer, `between` below the others, `outputs` above the last.
+Noise on the vertical arrows has one name per height: `words` and `inputs` below the
+first layer, `between` below every other layer, `outputs` above the last one.
 
 References:
     [1] Gal, Ghahramani. A theoretically grounded application of dropout in recurrent
@@ -33,12 +33,12 @@ SOFTMAX = ("embedding", "readout", "bias")
 
 
 class Noise(NamedTuple):
-    """The noise of a model; rates are leaves, None is none.
+    """The noise of a model; rates are leaves, None means without noise.
 
     Attributes:
-        words: on rows of the embedding.
-        layers: of each layer, but for the outputs of the last.
-        outputs: on those.
+        words: noise on rows of the embedding.
+        layers: noise of each layer, except on the outputs of the last layer.
+        outputs: noise on the outputs of the last layer.
     """
 
     words: rdrop.Bernoulli | None
@@ -47,13 +47,13 @@ class Noise(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a model makes of a window.
+    """Results of a model for a window.
 
     Attributes:
-        carry: of each layer, to be handed on.
-        logits: of the next token, float32.
-        raw: outputs of the last layer.
-        dropped: the same after their dropout.
+        carry: carry of each layer, for the next window.
+        logits: logits of the next token, float32.
+        raw: outputs of the last layer, before dropout.
+        dropped: outputs of the last layer, after dropout.
     """
 
     carry: Any
@@ -65,12 +65,12 @@ class Reading(NamedTuple):
 class LanguageModel(nn.Module):
     """Predicts the next token at each step.
 
-    Parameters: embedding [V, E]; those of the stack; readout [H, V], or where tied [2]
-    projection [H, E] if the sizes differ [3]; bias [V].
+    Parameters: embedding [V, E]; the stack; readout [H, V], or if tied [2] and the
+    sizes differ, projection [H, E] [3]; bias [V].
 
     Attributes:
-        vocabulary: V.
-        options: sizes, the cell, and what is computed in.
+        vocabulary: the number of tokens V.
+        options: sizes, cell and dtype.
     """
 
     vocabulary: int
@@ -85,7 +85,7 @@ class LanguageModel(nn.Module):
         carry: Any = None,
         lengths: Int[Array, "B"] | None = None,
     ) -> Reading:
-        """Reads a window; without keys there is no noise."""
+        """Returns the results for a window; no keys, no noise."""
         dtype = jnp.dtype(self.options.dtype)
         table = self._parameter("embedding", self.vocabulary, self.options.embedding)
         xs = table[tokens]
@@ -106,7 +106,7 @@ class LanguageModel(nn.Module):
         return rdrop.Stack(layers, name="stack")
 
     def _drop(self, ys: Any, noise: Any, keys: Any) -> Any:
-        """Applies the noise of the last layer's outputs, which `raw` is without."""
+        """Returns the outputs of the last layer with their noise."""
         if noise is None:
             return ys
         dropout = rdrop.Dropout(outputs=noise)
@@ -142,12 +142,12 @@ class LanguageModel(nn.Module):
 
 
 def make_model(config: Config, vocabulary: int) -> LanguageModel:
-    """Returns the model of a config, which all its lanes have."""
+    """Returns the model of a config, the same for all of its lanes."""
     return LanguageModel(vocabulary, config.model)
 
 
 def init(model: LanguageModel, key: Key[Array, ""]) -> Any:
-    """Returns the parameters at the start, as `Model.init` and its like say."""
+    """Returns initial parameters, in the ranges that the options set."""
     options = model.options
     params = model.init(key, jnp.zeros((1, 1), jnp.int32))
     flat = {}
@@ -168,10 +168,10 @@ def sizes(options: Model) -> list[int]:
 
 
 def noises(configs: Sequence[Config]) -> list[Noise]:
-    """Returns the noise of each lane of a structure; what no lane has is None.
+    """Returns the noise of each lane of a structure; sites without noise are None.
 
     Raises:
-        ConfigError: options of a site do not go together, or its rate is to be learned.
+        ConfigError: options of a site exclude one another, or its rate is learned.
     """
 
     def at(site):
@@ -200,10 +200,9 @@ def drop_words(
     tokens: Int[Arrays, "B T"],
     vocabulary: int,
 ) -> Float[Array, "B T 1"]:
-    """Returns a mask in which all occurrences of a word type share a number [1].
+    """Returns a mask with one number for all occurrences of a word type [1].
 
-    With noise of batch="shared" it does to the rows of an embedding what
-    `rdrop.embedding_dropout` does, bitwise.
+    With batch="shared" the result is bitwise identical to `rdrop.embedding_dropout`.
     """
     rows = len(tokens) if noise.batch == "each" else 1
     drawn: Any = noise.draw(key, (rows, 1, vocabulary))
@@ -212,7 +211,7 @@ def drop_words(
 
 
 def _product(ys, kernel, axis):
-    """Multiplies in the dtype of ys and adds up in float32."""
+    """Multiplies in the dtype of ys and accumulates in float32."""
     contracted = (((ys.ndim - 1,), (axis,)), ((), ()))
     return jax.lax.dot_general(
         ys, kernel.astype(ys.dtype), contracted, preferred_element_type=jnp.float32

@@ -1,4 +1,4 @@
-"""Optimisers: what the papers of language models descend by.
+"""Optimisers of the papers on language models.
 
 References:
     [1] Merity, Keskar, Socher. Regularizing and optimizing LSTM language models. ICLR
@@ -23,8 +23,8 @@ class Average(NamedTuple):
     """Parameters averaged over the steps since NT-ASGD was triggered.
 
     Attributes:
-        params: the average; the parameters themselves before that.
-        steps: those it is over.
+        params: the average; before that, the parameters themselves.
+        steps: number of steps that are averaged.
     """
 
     params: Any
@@ -32,11 +32,11 @@ class Average(NamedTuple):
 
 
 def nt_asgd() -> optax.GradientTransformationExtraArgs:
-    """Averages the parameters that the updates before it lead to [1, 2].
+    """Returns a transformation that averages the updated parameters [1, 2].
 
-    It comes last in a chain, and changes no update. `update` takes the keyword argument
-    `triggered`: whether to average at this step, as `is_non_monotone` says. `average`
-    finds the result.
+    It must be the last one in a chain and does not change the updates. `update` takes
+    the keyword argument `triggered`: whether to average at this step, by
+    `is_non_monotone`. `average` finds the result.
     """
 
     def init(params):
@@ -56,16 +56,16 @@ def nt_asgd() -> optax.GradientTransformationExtraArgs:
 
 
 def average(opt_state: optax.OptState) -> Any:
-    """Returns the averaged parameters in a state; None where there are none."""
+    """Returns the averaged parameters of a state; None without averaging."""
     found = jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, Average))
     return next((s.params for s in found if isinstance(s, Average)), None)
 
 
 def is_non_monotone(losses: Sequence[float], interval: int) -> bool:
-    """Whether NT-ASGD is triggered by the validation losses so far, one an epoch [1].
+    """Returns whether the validation losses, one per epoch, trigger NT-ASGD [1].
 
-    It is once a loss is higher than the lowest of those `interval` and more epochs
-    before it; and then stays so.
+    The trigger is a loss above the lowest loss of all epochs that are at least
+    `interval` epochs older. It stays.
     """
     return any(
         losses[t] > min(losses[: max(0, t - interval)], default=math.inf)
@@ -76,7 +76,7 @@ def is_non_monotone(losses: Sequence[float], interval: int) -> bool:
 def make_optimiser(
     train: Train, rate: Any, weight_decay: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Clips, adds the L2 penalty, and descends by a rate, which may be traced."""
+    """Returns the optimiser: clipping, L2 penalty, descent; the rate may be traced."""
     steps = [
         optax.clip_by_global_norm(train.clip) if train.clip else optax.identity(),
         optax.add_decayed_weights(weight_decay),
@@ -93,9 +93,9 @@ def decays(train: Train, losses: Sequence[float]) -> int:
     """Returns how many times the learning rate has decayed before the next epoch.
 
     Args:
-        train: by the epoch after `hold`; or with `patience`, once that many epochs have
-            passed since the lowest loss or the last decay.
-        losses: validation losses so far, one an epoch.
+        train: options; the rate decays at every epoch after `hold`, or with `patience`,
+            after that many epochs since the lowest loss or the last decay.
+        losses: validation losses so far, one per epoch.
     """
     if not train.patience:
         return max(0, len(losses) + 1 - train.hold)

@@ -1,4 +1,4 @@
-"""Program: what the lanes of one structure share, compiled once, and what it reads."""
+"""Program: the compiled functions of one structure, and the text that they read."""
 
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from experiments.config import ConfigError
 from experiments.devices import needed_bytes
@@ -33,14 +33,16 @@ from experiments.language.train import (
 
 
 class Progress(NamedTuple):
-    """How far a training is: what a checkpoint holds.
+    """Progress of a training, which a checkpoint holds.
 
     Attributes:
         state: of the training.
         epoch: epochs done.
         first: the next window of the epoch.
-        train, valid, kept, test: losses of each epoch, NaN where not yet: with the
-            noise on; of its own parameters; and of those kept so far, on two texts.
+        train: training loss of each epoch, with noise; NaN if not yet done.
+        valid: validation loss of each epoch's own parameters.
+        kept, test: validation and test loss of the parameters kept so far.
+        hash: fingerprint of the parameters kept so far, as bytes; zeros if none.
     """
 
     state: State
@@ -50,14 +52,15 @@ class Progress(NamedTuple):
     valid: Float[Array, "epochs"]
     kept: Float[Array, "epochs"]
     test: Float[Array, "epochs"]
+    hash: UInt8[Array, "8"]
 
 
 class Plan(NamedTuple):
     """The windows of an epoch.
 
     Attributes:
-        windows: those, and others behind them that fill up the program's arrays.
-        used: how many the epoch has.
+        windows: the windows, padded to the length of the program's arrays.
+        used: the number of windows in the epoch.
     """
 
     windows: Windows
@@ -68,12 +71,13 @@ class Program:
     """The compiled functions of one structure, and its lanes.
 
     Args:
-        configs: one a lane.
+        configs: one per lane.
         corpus: the text.
 
     Raises:
         ConfigError: the training text is too short for the config, or options of a
             site do not go together.
+        ValueError: options of the noise that rdrop rejects.
     """
 
     def __init__(self, configs: Sequence[Config], corpus: Corpus):
@@ -95,10 +99,10 @@ class Program:
         )
 
     def check(self) -> None:
-        """Traces a window, to see before any work that everything fits.
+        """Traces a window, to find mistakes before any work.
 
         Raises:
-            ConfigError: the cell lacks a site, say.
+            ConfigError: the cell lacks a site, for example.
         """
         try:
             state = jax.eval_shape(self.training.start, self.lanes[0])
@@ -120,10 +124,11 @@ class Program:
         blank = jnp.full(self.config.train.epochs, jnp.nan, jnp.float32)
         state = self._start(lane)
         zero = jnp.int32(0)
-        return Progress(state, zero, zero, blank, blank, blank, blank)
+        no_hash = jnp.zeros(8, jnp.uint8)
+        return Progress(state, zero, zero, blank, blank, blank, blank, no_hash)
 
     def compile(self) -> tuple[float, int]:
-        """Compiles `advance`; returns how many seconds that took, and its bytes."""
+        """Compiles `advance`; returns its compile time in seconds, and its bytes."""
         begun = time.perf_counter()
         state = jax.eval_shape(self.training.start, self.lanes[0])
         jitted = jax.jit(self.training.advance, donate_argnums=0)
@@ -146,7 +151,7 @@ class Program:
         return jax.jit(make_evaluate(self.training.model, self.config.train.window))
 
     def _arguments(self) -> tuple:
-        """Arguments of `advance` beside the state, for their shapes."""
+        """Returns arguments of `advance` after the state, for their shapes."""
         zero, plan = np.int32(0), self.plan(0, 0)
         speed = pace(0, 1.0, False)
         return self.lanes[0], self.rows, plan.windows, speed, zero, zero
@@ -157,6 +162,7 @@ def make_lanes(configs: Sequence[Config]) -> list[Lane]:
 
     Raises:
         ConfigError: options of a site do not go together.
+        ValueError: options of the noise that rdrop rejects.
     """
     return [
         Lane(

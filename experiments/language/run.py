@@ -1,286 +1,263 @@
-"""Run: language models from their config to a report, through whatever may end it.
-
-The lanes of a config are trained one after the other, those of one structure by one
-compiled program. A training that was ended goes on in the midst of an epoch.
-"""
+"""Run: the kind of program that trains language models, one lane at a time."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import folder as folders
-from experiments.ablate import Part, conclude, divide, facts
 from experiments.axes import Lane as Setting
-from experiments.axes import Sweep
-from experiments.checkpoints import Checkpoints, conditions
 from experiments.config import ConfigError
-from experiments.language import parameters
+from experiments.devices import Machine
+from experiments.engine import Loaded, Step
+from experiments.language.config import Config
 from experiments.language.corpus import UNITS, load, quoted
 from experiments.language.optimisers import average, decays, is_non_monotone
 from experiments.language.program import Plan, Program, Progress, pace
-from experiments.language.train import Lane, Pace
-from experiments.results import Store, fingerprint, record
-from experiments.running import Watch, console, watch
+from experiments.language.train import Pace
+from experiments.runs.checkpoints import conditions
+from experiments.runs.files import fingerprint
+from experiments.runs.records import make_record
+from experiments.runs.weights import Keep
 from experiments.train import NEVER
 
-SECONDS_A_CALL = 2.0  # after which progress is shown, and Ctrl-C heard
-SECONDS_A_CHECKPOINT = 60.0
-MOST_WINDOWS = 2**31 - 1
+SECONDS_PER_STEP = 2.0  # progress is shown, and Ctrl-C heard, after each step
+SECONDS_PER_CHECKPOINT = 60.0
+SECONDS_TO_MEASURE = 5.0
 
 
-def train(
-    sweep: Sweep,
-    folder: Path,
-    command: str = "",
-    events: bool = False,
-    stop_after: int | None = None,
-) -> bool:
-    """Trains all lanes and writes config, results, parameters and report to `folder`.
-
-    A folder in which a run of this config was ended is gone on with. Ctrl-C and SIGTERM
-    end it within seconds; a second one at once.
+class LanguageModels:
+    """Language models; lanes are trained in turn.
 
     Args:
-        sweep: of configs of language models.
-        folder: of the run.
-        command: the command line, for the report.
-        events: whether to write TensorBoard's event files as well.
-        stop_after: windows of a lane after which it stops as if somebody asked; None
-            trains to the end.
-
-    Returns:
-        Whether it ran to the end.
+        stop_after: windows after which each lane stops, to be resumed; None trains to
+            the end.
 
     Raises:
-        ConfigError: the config does not suit the text, the folder is of another run, or
-            `stop_after` is below 1.
-        StorageError: results, parameters or checkpoints cannot be written.
+        ConfigError: `stop_after` is below 1.
     """
-    if stop_after is not None and stop_after < 1:
-        raise ConfigError(f"stop-after: must be 1 or more, got {stop_after}.")
-    lanes = sweep.lanes()
-    corpus = load(sweep.base.task)
-    parts = divide(lanes)
-    programs = [Program([ln.config for ln in part.lanes], corpus) for part in parts]
-    for program in programs:
+
+    name: ClassVar[str] = "language"
+    config: ClassVar[Any] = Config
+    keep: ClassVar[Keep] = "all"
+
+    def __init__(self, stop_after: int | None = None):
+        if stop_after is not None and stop_after < 1:
+            raise ConfigError(f"stop-after: must be 1 or more, got {stop_after}.")
+        self.stop_after = stop_after
+
+    def load(self, config: Config) -> Loaded:
+        """Loads the text."""
+        corpus = load(config.task)
+        names = tuple(corpus.vocabulary)
+        units = UNITS[config.task.name]
+        return Loaded(corpus, units, "", fingerprint(corpus[1:]), names)
+
+    def check(self, configs: Sequence[Config], loaded: Loaded) -> None:
+        """Traces one lane; raises a ConfigError if it cannot be trained."""
+        try:
+            program = Program(configs, loaded.data)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"The model cannot be built: {reason}") from error
         program.check()
-    folders.open_run(folder, sweep)
-    units = UNITS[sweep.base.task.name]
-    known = facts(sweep, units, corpus[1:], command, len(lanes))
-    run = _Run(folder, Store(folder, lanes), known, stop_after)
-    with watch(len(lanes), sweep.base.train.epochs) as watcher:
-        done = all(
-            run.train(part, program, watcher)
-            for part, program in zip(parts, programs, strict=True)
-        )
-    conclude(folder, events)
-    return done
+
+    def compile(
+        self,
+        lanes: Sequence[Setting],
+        loaded: Loaded,
+        machine: Machine,
+        resident: int | None = None,
+    ) -> "ModelProgram":
+        """Compiles the program of lanes that share their structure."""
+        return ModelProgram(lanes, loaded, self.stop_after)
 
 
-@dataclass
-class _Run:
-    """A run under way."""
+class ModelProgram:
+    """A compiled language model and its lanes."""
 
-    folder: Path
-    store: Store
-    facts: dict[str, Any]
-    stop_after: int | None
+    resident = 1
+    compiles = 1
 
-    def __post_init__(self):
-        """Begins, or goes on with what an earlier command began.
+    def __init__(
+        self, lanes: Sequence[Setting], loaded: Loaded, stop_after: int | None
+    ):
+        self.settings, self.stop_after = lanes, stop_after
+        self.program = Program([lane.config for lane in lanes], loaded.data)
+        self.compile_seconds, needed = self.program.compile()
+        self.megabytes = needed / 1e6
 
-        Raises:
-            ConfigError: that had another text.
-        """
-        earlier = folders.read_run(self.folder)
-        self.programs = earlier.get("programs", [])
-        if earlier and earlier["task"]["data"] != self.facts["task"]["data"]:
-            raise ConfigError(
-                f"{self.folder}: was begun with another text; name another by --out."
-            )
-        self._write()
+    def rounds(self) -> list[range]:
+        """Returns one lane per round."""
+        return [range(n, n + 1) for n in range(len(self.settings))]
 
-    def train(self, part: Part, program: Program, watcher: Watch) -> bool:
-        """Trains the lanes of one program; returns whether they are all done."""
-        epochs = program.config.train.epochs
-        wanted = range(part.first, part.first + len(part.lanes))
-        left = [place for place in wanted if place not in self.store.ended]
-        watcher.skip(len(part.lanes) - len(left), epochs)
-        if not left or watcher.stopped():
-            return not left
-        name = " ".join(str(value) for value in part.structure.values())
-        watcher.announce(name, "compiling ...")
-        compiling, needed = program.compile()
-        begun = time.perf_counter()
-        done = all(self._lane(part, place, program, watcher) for place in left)
-        took = folders.took(
-            part.structure,
-            lanes=len(part.lanes),
-            resident=1,
-            compiles=1,
-            compile_seconds=compiling,
-            train_seconds=time.perf_counter() - begun,
-            needed=needed,
-        )
-        self.programs = [*self.programs, took]
-        self._write()
-        return done
+    def conditions(self, which: range) -> dict[str, Any]:
+        """Returns the conditions of a lane's checkpoints."""
+        return conditions(self.program.lanes[which.start].key)
 
-    def _lane(self, part, place, program, watcher) -> bool:
-        """Trains one lane; returns whether it is done."""
-        if watcher.stopped():
-            return False
-        lane = program.lanes[place - part.first]
-        folder = self.folder / folders.CHECKPOINTS / str(place)
-        with Checkpoints(folder, conditions(lane.key)) as saved:
-            progress, _ = saved.restore(program.start(lane))
-            done = _Training(
-                part.lanes[place - part.first],
-                lane,
-                program,
-                parameters.path_of(self.folder, place),
-                lambda line: self.store.keep({place: line}),
-                saved,
-                watcher,
-                progress,
-                self.stop_after or MOST_WINDOWS,
-            ).run()
-        if done:
-            saved.remove()
-        return done
+    def begin(self, which: range, weights: bool = False) -> "ModelTraining":
+        """Returns the training of a lane, whose steps always have weights."""
+        return ModelTraining(self, which.start)
 
-    def _write(self) -> None:
-        folders.write_run(self.folder, self.facts | {"programs": self.programs})
+    def alone(self, lane: int) -> "ModelTraining":
+        """Returns the training of a lane."""
+        return ModelTraining(self, lane)
+
+    def seconds(self) -> float:
+        """Trains for some seconds; estimates the time of all lanes."""
+        training, started = self.alone(0), time.perf_counter()
+        epochs = training.advance().epochs  # allocates memory
+        started, epochs = time.perf_counter(), 0.0
+        while time.perf_counter() - started < SECONDS_TO_MEASURE:
+            epochs += training.advance().epochs
+            if training.ended:
+                break
+        took = time.perf_counter() - started
+        total = self.program.config.train.epochs * len(self.settings)
+        return took * total / epochs if epochs else 0.0
 
 
-@dataclass
-class _Training:
-    """The training of one lane under way.
+class ModelTraining:
+    """A lane in training."""
 
-    Attributes:
-        setting: the lane, as data; lane: as arrays.
-        path: of its parameters.
-        keep: takes the line of its results.
-        saved: its checkpoints.
-        progress: how far it is.
-        stop_after: windows at which it stops.
-    """
+    def __init__(self, program: ModelProgram, number: int):
+        self._program = program.program
+        self._setting = program.settings[number]
+        self._lane = self._program.lanes[number]
+        self._options = self._program.config.train
+        self._stop_after = program.stop_after
+        self._windows_per_step, self._speed = 1, 0.0
+        self._saved_at = time.monotonic()
+        self.state: Progress = self._program.start(self._lane)
+        self._plan = self._make_plan()
+        self._begin_epoch()
 
-    setting: Setting
-    lane: Lane
-    program: Program
-    path: Path
-    keep: Callable[[dict], None]
-    saved: Checkpoints
-    watcher: Watch
-    progress: Progress
-    stop_after: int
+    @property
+    def number(self) -> int:
+        """Windows trained."""
+        return int(self.state.state.window)
 
-    def __post_init__(self):
-        self.options = self.program.config.train
-        self.windows_a_call, self.speed = 1, 0.0
-        self.saved_at = time.monotonic()
+    @property
+    def paused(self) -> bool:
+        """Whether it has trained as many windows as were asked for."""
+        return self._stop_after is not None and self.number >= self._stop_after
 
-    def run(self) -> bool:
-        """Trains until it is done, or somebody stops it; returns which."""
-        plan, epoch = self._plan(), int(self.progress.epoch)
-        self.watcher.skip(1, epoch + int(self.progress.first) / plan.used)
-        while epoch < self.options.epochs and not self._has_diverged():
-            if not self._epoch(plan):
-                self._save()
-                self._say_where(plan)
-                return False
-            plan, epoch = self._plan(), int(self.progress.epoch)
-        return True
+    @property
+    def ended(self) -> bool:
+        """Whether it is trained, or has diverged."""
+        return int(self.state.epoch) == self._options.epochs or self._has_diverged()
 
-    def _plan(self) -> Plan:
-        return self.program.plan(self.setting.config.seeds, int(self.progress.epoch))
+    def restore(self, state: Progress, number: int) -> float:
+        """Continues after a window; returns the epochs done."""
+        self.state = state
+        self._plan = self._make_plan()
+        return int(state.epoch) + int(state.first) / self._plan.used
 
-    def _epoch(self, plan: Plan) -> bool:
-        """Trains to the end of an epoch and judges it; False if stopped before."""
-        if self.progress.first == 0:
-            begun = self.program.begin_epoch(self.progress.state)
-            self.progress = self.progress._replace(state=begun)
-        speed = self._pace()
-        while self.progress.first < plan.used and not self._has_diverged():
-            if self.watcher.stopped() or self._left() <= 0:
-                return False
-            if time.monotonic() - self.saved_at > SECONDS_A_CHECKPOINT:
-                self._save()
-            self._read(plan, speed)
-        if not self._has_diverged():
-            self._judge()
-        self._store()
-        return True
-
-    def _read(self, plan: Plan, speed: Pace) -> None:
-        """Reads as many windows as take about `SECONDS_A_CALL`."""
-        first, begun = int(self.progress.first), time.monotonic()
-        most = min(self.windows_a_call, self._left())
-        last = min(plan.used, first + most)
-        state = self.program.advance(
-            self.progress.state,
-            self.lane,
-            self.program.rows,
-            plan.windows,
-            speed,
+    def advance(self) -> Step:
+        """Reads windows for about two seconds, or to the end of an epoch."""
+        first = int(self.state.first)
+        most = min(self._windows_per_step, self._left())
+        last = min(self._plan.used, first + most)
+        started = time.monotonic()
+        state = self._program.advance(
+            self.state.state,
+            self._lane,
+            self._program.rows,
+            self._plan.windows,
+            self._pace(),
             np.int32(first),
             np.int32(last),
         )
-        self.progress = self.progress._replace(state=state, first=jnp.int32(last))
-        nll = float(state.nll / state.tokens)
-        took = time.monotonic() - begun
-        faster = min(2.0, SECONDS_A_CALL / took)
-        self.windows_a_call = max(1, int(self.windows_a_call * faster))
-        tokens = float(plan.windows.lengths[first:last].sum()) * self.options.batch
-        self.watcher.skip(1, (last - first) / plan.used)
-        self.speed = tokens / took
-        self.watcher.announce(
-            self._name(), f"train_nll {nll:.4g}, {self.speed:,.0f} tokens/s"
+        self.state = self.state._replace(state=state, first=jnp.int32(last))
+        loss = float(state.nll / state.tokens)
+        self._measure(first, last, time.monotonic() - started)
+        note = f"train_nll {loss:.4g}, {self._speed:,.0f} tokens/s"
+        done = (last - first) / self._plan.used
+        if last == self._plan.used or self._has_diverged():
+            return self._evaluate(done)
+        due = time.monotonic() - self._saved_at > SECONDS_PER_CHECKPOINT
+        if due:
+            self._saved_at = time.monotonic()
+        return Step(done, f"{self._seed()}, {note}", checkpoint=due)
+
+    def position(self) -> str:
+        """Returns the window and the losses so far."""
+        state, epoch = self.state.state, int(self.state.epoch) + 1
+        loss = float(state.nll / state.tokens) if state.tokens else float("nan")
+        return (
+            f"{self._seed()}: stopped after window {int(self.state.first)} of "
+            f"{self._plan.used} of epoch {epoch}; train_nll {loss:.4g} in it so far, "
+            f"{self._speed:,.0f} tokens/s"
         )
 
-    def _say_where(self, plan: Plan) -> None:
-        """Shows where it stopped."""
-        state, epoch = self.progress.state, int(self.progress.epoch) + 1
-        nll = float(state.nll / state.tokens) if state.tokens else float("nan")
-        console.print(
-            f"{self._name()}: stopped after window {int(self.progress.first)} of "
-            f"{plan.used} of epoch {epoch}; train_nll {nll:.4g} in it so far, "
-            f"{self.speed:,.0f} tokens/s"
-        )
+    def _make_plan(self) -> Plan:
+        seed = self._setting.config.seeds
+        return self._program.plan(seed, int(self.state.epoch))
+
+    def _begin_epoch(self) -> None:
+        begun = self._program.begin_epoch(self.state.state)
+        self.state = self.state._replace(state=begun)
 
     def _left(self) -> int:
-        """Windows to be read before it stops."""
-        return self.stop_after - int(self.progress.state.window)
+        """Returns the windows that may be trained before it pauses."""
+        return (
+            self._plan.used
+            if self._stop_after is None
+            else max(0, self._stop_after - self.number)
+        )
+
+    def _measure(self, first: int, last: int, took: float) -> None:
+        """Adapts the windows per step to the speed."""
+        faster = min(2.0, SECONDS_PER_STEP / took)
+        self._windows_per_step = max(1, int(self._windows_per_step * faster))
+        tokens = float(self._plan.windows.lengths[first:last].sum())
+        self._speed = tokens * self._options.batch / took
 
     def _pace(self) -> Pace:
-        """What the epoch is trained at, by the losses of those before it."""
-        epoch = int(self.progress.epoch)
-        losses = np.asarray(self.progress.valid)[:epoch].tolist()
-        rate = self.options.decay ** decays(self.options, losses)
-        return pace(epoch, rate, is_non_monotone(losses, self.options.non_monotone))
+        """Returns learning rate and averaging of the epoch, from earlier losses."""
+        epoch = int(self.state.epoch)
+        losses = np.asarray(self.state.valid)[:epoch].tolist()
+        rate = self._options.decay ** decays(self._options, losses)
+        return pace(epoch, rate, is_non_monotone(losses, self._options.non_monotone))
 
-    def _judge(self) -> None:
-        """Ends an epoch: evaluates its parameters, and keeps them if they are to be."""
-        progress, program, noise = self.progress, self.program, self.lane.noise
+    def _evaluate(self, done: float) -> Step:
+        """Ends an epoch: evaluates, and starts the next one."""
+        weights = {} if self._has_diverged() else self._judge()
+        line = self._record()
+        metrics = line["metrics"].items()
+        shown = {name: values[-1] for name, values in metrics}
+        note = ", ".join(
+            f"{name} {np.nan if value is None else value:.4g}"
+            for name, value in shown.items()
+        )
+        note = f"{self._seed()}, {note}" + (
+            ", diverged" if self._has_diverged() else ""
+        )
+        epoch = int(self.state.epoch)
+        if not self.ended:
+            self._plan = self._make_plan()
+            self._begin_epoch()
+        left = self._options.epochs - epoch if self._has_diverged() else 0
+        return Step(done + left, note, epoch, {0: line}, weights)
+
+    def _judge(self) -> dict[int, Any]:
+        """Evaluates an epoch; returns its parameters if they are kept."""
+        progress, program, noise = self.state, self._program, self._lane.noise
         state, epoch = progress.state, int(progress.epoch)
         averaged = average(state.opt_state)
         params = state.params if averaged is None else averaged
         loss = program.evaluate(params, noise, program.valid)
         before = np.asarray(progress.valid)[:epoch]
-        if self.options.keep == "last" or loss < np.min(before, initial=np.inf):
+        keeps = self._options.keep == "last" or loss < np.min(before, initial=np.inf)
+        if keeps:
             test = program.evaluate(params, noise, program.test)
-            parameters.save(self.path, params)
-            kept = loss
+            print_ = np.frombuffer(bytes.fromhex(fingerprint(params)), np.uint8)
+            progress = progress._replace(hash=jnp.asarray(print_))
         else:
-            kept, test = progress.kept[epoch - 1], progress.test[epoch - 1]
-        self.progress = Progress(
-            state,
+            test = progress.test[epoch - 1]
+        kept = loss if keeps else progress.kept[epoch - 1]
+        self.state = progress._replace(
             epoch=progress.epoch + 1,
             first=jnp.int32(0),
             train=progress.train.at[epoch].set(state.nll / state.tokens),
@@ -288,49 +265,40 @@ class _Training:
             kept=progress.kept.at[epoch].set(kept),
             test=progress.test.at[epoch].set(test),
         )
+        return {0: params} if keeps else {}
 
-    def _store(self) -> None:
-        """Stores the line of the lane, and shows its figures."""
-        diverged, epoch = self._has_diverged(), int(self.progress.epoch)
-        evaluated = self.options.epochs if diverged else epoch
-        ended = evaluated == self.options.epochs
-        metrics = {name: v[:evaluated] for name, v in self._metrics().items()}
-        line = record(
-            self.setting,
+    def _record(self) -> dict:
+        diverged, epoch = self._has_diverged(), int(self.state.epoch)
+        evaluated = self._options.epochs if diverged else epoch
+        return make_record(
+            self._setting,
             list(range(1, evaluated + 1)),
-            metrics,
-            int(self.progress.state.diverged_at) if diverged else None,
-            self._fingerprint() if ended else None,
+            {name: v[:evaluated] for name, v in self._metrics().items()},
+            int(self.state.state.diverged_at) if diverged else None,
+            self._fingerprint() if self.ended else None,
         )
-        self.keep(line)
-        shown = {name: values[-1] for name, values in metrics.items()}
-        note = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        self.watcher.advance(self._name(), 1, 0, epoch, note + ", diverged" * diverged)
 
     def _metrics(self) -> dict[str, np.ndarray]:
-        """The losses of each epoch, of the parameters kept; and what people quote."""
-        metrics = {"train_nll": np.asarray(self.progress.train)}
+        """Returns losses per epoch, of the parameters kept, and in quoted units."""
+        metrics = {"train_nll": np.asarray(self.state.train)}
         for split, losses in ("valid", "kept"), ("test", "test"):
-            values = np.asarray(getattr(self.progress, losses))
-            both = {"nll": values} | quoted(self.setting.config.task, values)
+            values = np.asarray(getattr(self.state, losses))
+            both = {"nll": values} | quoted(self._setting.config.task, values)
             metrics |= {f"{split}_{name}": value for name, value in both.items()}
-        if self.options.keep == "best":
-            metrics["epoch_nll"] = np.asarray(self.progress.valid)
+        if self._options.keep == "best":
+            metrics["epoch_nll"] = np.asarray(self.state.valid)
         return metrics
 
     def _fingerprint(self) -> str:
-        """That of the parameters kept; of the last where there are none."""
-        if self.path.exists():
-            return fingerprint(parameters.load(self.path))
-        return fingerprint(self.progress.state.params)
+        """Returns the hash of the kept parameters; of the last if none were kept."""
+        kept = np.asarray(self.state.hash)
+        return (
+            kept.tobytes().hex() if kept.any() else fingerprint(self.state.state.params)
+        )
 
     def _has_diverged(self) -> bool:
-        return int(self.progress.state.diverged_at) != NEVER
+        return int(self.state.state.diverged_at) != NEVER
 
-    def _name(self) -> str:
-        values = [*self.setting.setting.values(), f"seed {self.setting.config.seeds}"]
+    def _seed(self) -> str:
+        values = [*self._setting.setting.values(), f"seed {self._setting.config.seeds}"]
         return " ".join(str(value) for value in values)
-
-    def _save(self) -> None:
-        self.saved.save(int(self.progress.state.window), self.progress)
-        self.saved_at = time.monotonic()

@@ -1,7 +1,8 @@
-"""Train: one language model, as pure functions of its state.
+"""Training of one language model, as pure functions of its state.
 
-An epoch reads the rows of the training text window by window, in one compiled loop; the
-carry is handed on, and no gradient goes back beyond the window.
+An epoch reads the rows of the training text window by window, in one compiled loop, by
+truncated BPTT: each window starts with the carry of the last one, and gradients end at
+its start.
 """
 
 from collections.abc import Callable
@@ -23,13 +24,13 @@ from experiments.train import NEVER, diverged
 
 
 class Lane(NamedTuple):
-    """What tells one lane of a program from another, as arrays.
+    """The arrays that differ among the lanes of a program.
 
     Attributes:
-        key: of its seed.
-        noise: where, and at which rates.
-        learning_rate: at the start.
-        weight_decay: of all parameters.
+        key: PRNG key of the seed.
+        noise: noise at each site.
+        learning_rate: learning rate at the start.
+        weight_decay: L2 penalty of all parameters.
         penalty: weight of the difference between two passes.
     """
 
@@ -41,15 +42,15 @@ class Lane(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where a training stands.
+    """State of a training.
 
     Attributes:
-        params: those of the model.
-        opt_state: that of the optimiser.
-        carry: of each layer, at the end of the last window.
+        params: parameters of the model.
+        opt_state: state of the optimiser.
+        carry: carry of each layer after the last window.
         window: windows read since the start of the training.
-        nll: sum over the tokens read in this epoch, with the noise on.
-        tokens: how many those are.
+        nll: loss with noise, summed over the tokens read in this epoch.
+        tokens: number of tokens read in this epoch.
         diverged_at: the first window at which the loss, or the norm of the gradients or
             of the parameters, was not finite; or `NEVER`.
     """
@@ -64,10 +65,10 @@ class State(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """What an epoch is trained at.
+    """Learning rate and averaging of an epoch.
 
     Attributes:
-        epoch: epochs done before it.
+        epoch: number of the epoch, from 0.
         rate: factor of the learning rate.
         averaging: whether parameters are averaged.
     """
@@ -78,7 +79,7 @@ class Pace(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What all lanes of a program have in common."""
+    """The values that all lanes of a program share."""
 
     config: Config
     model: LanguageModel
@@ -109,7 +110,7 @@ class Training(NamedTuple):
         first: Int[Array, ""],
         last: Int[Array, ""],
     ) -> State:
-        """Reads the windows of an epoch from `first` to before `last`."""
+        """Trains on the windows of an epoch from `first` to before `last`."""
 
         def read(number, state):
             start, length = windows.starts[number], windows.lengths[number]
@@ -118,7 +119,7 @@ class Training(NamedTuple):
         return jax.lax.fori_loop(first, last, read, state)
 
     def _update(self, state, lane, rows, pace, start, length):
-        """Reads one window, and descends."""
+        """Returns the state after a step on one window."""
         train = self.config.train
         passes = self._passes(lane, state.window, pace.epoch, start)
         inputs, targets = (
@@ -148,7 +149,7 @@ class Training(NamedTuple):
         )
 
     def _loss(self, params, lane, inputs, targets, length, carry, passes):
-        """The loss of a window; its sum over the tokens, and the carry, beside it."""
+        """Returns the minimised loss, the summed loss of the tokens, and the carry."""
         train, (batch, time) = self.config.train, inputs.shape
         lengths = jnp.full(batch, length, jnp.int32)
         inside = jnp.arange(time, dtype=jnp.int32)[None] < lengths[:, None]
@@ -172,7 +173,7 @@ class Training(NamedTuple):
         return loss + penalty, (nll, first.carry)
 
     def _penalties(self, reading: Reading, lengths) -> Float[Array, ""]:
-        """AR and TAR."""
+        """Returns AR and TAR."""
         train, total = self.config.train, jnp.float32(0)
         if train.activation:
             ar = rdrop.activation_regulariser(reading.dropped, lengths)
@@ -183,7 +184,7 @@ class Training(NamedTuple):
         return total
 
     def _passes(self, lane, window, epoch, start):
-        """The keys of both passes over a window; held masks have those of an epoch."""
+        """Returns the keys of both passes; with held masks, keys of the epoch."""
         held = self.config.dropout.held == "epoch"
         noise = jax.random.fold_in(lane.key, 2)
         key = jax.random.fold_in(noise, epoch if held else window)
@@ -204,8 +205,8 @@ def make_training(config: Config, vocabulary: int) -> Training:
 def make_evaluate(model: LanguageModel, window: int) -> Callable[..., Array]:
     """Returns a function of (params, noise, rows, temperature).
 
-    It is the mean nll a token, in expectation over the noise, of logits that are
-    divided by a temperature.
+    It returns the mean nll per token, in expectation over the noise; the temperature
+    divides the logits.
     """
 
     def evaluate(params, noise: Noise, rows: Rows, temperature=1.0):
@@ -222,7 +223,7 @@ def make_evaluate(model: LanguageModel, window: int) -> Callable[..., Array]:
 
 
 def in_windows(rows: Rows, window: int) -> Rows:
-    """Returns rows of whole windows with an axis of windows in front."""
+    """Returns rows with a leading axis of windows."""
     return jax.tree.map(
         lambda leaf: leaf.reshape(len(leaf), -1, window).swapaxes(0, 1), rows
     )
@@ -236,7 +237,7 @@ def token_losses(
 
 
 def blank_carry(model: LanguageModel, params: Any, batch: int) -> Any:
-    """Returns the zeros that a text begins with; memories are always float32."""
+    """Returns the carry at the start of a text, zeros; memories are float32."""
     tokens = jax.ShapeDtypeStruct((batch, 1), jnp.int32)
     carries = jax.eval_shape(model.apply, params, tokens).carry
 

@@ -1,95 +1,150 @@
-"""Figures: which pictures a run, or several together, can be drawn as."""
+"""Figures: the pictures of one run, and of several together, by name."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from matplotlib.figure import Figure
+import xarray as xr
 
-from experiments.report import maps, plots
-from experiments.report.across import compare_runs
-from experiments.report.answers import kinds
-from experiments.report.outcomes import PLANE, Outcomes
+from experiments.report import curves, forest, lanes, maps
+from experiments.report.findings import kinds, planned
+from experiments.report.lanes import METHOD, PLANE
+from experiments.report.scene import Scene
+from experiments.report.several import compare_runs
+from experiments.report.statistics import count_text
+
+LINES = "Lines are means over the seeds; the band is the range of the seeds."
+CHOSEN = "The chosen setting and its baseline."
+KINDS = (
+    "The best setting of each kind of noise, with its rates of `dropout` and "
+    "`recurrent_dropout`."
+)
 
 
 class Drawing(NamedTuple):
-    """A figure that can be drawn.
+    """A picture that can be drawn.
 
     Attributes:
-        title: a heading for it.
-        caption: what is to be seen.
-        draw: draws it.
+        title: its heading.
+        caption: how to read it.
+        draw: returns its panels.
+        columns: panels per row of an image file.
+        folded: whether the page shows it only on demand.
     """
 
     title: str
     caption: str
-    draw: Callable[[], Figure]
+    draw: Callable[[], list[Scene]]
+    columns: int = 2
+    folded: bool = False
 
 
-def drawings(runs: Sequence[Outcomes]) -> dict[str, Drawing]:
-    """Returns the figures of one run, or those that show several together, by name."""
+def drawings(runs: Sequence[xr.Dataset]) -> dict[str, Drawing]:
+    """Returns the pictures of one run, or of several together, by name."""
     return _of_one(runs[0]) if len(runs) == 1 else _of_several(runs)
 
 
-def _of_one(run: Outcomes) -> dict[str, Drawing]:
-    found = {}
-    if paths := maps.map_axes(run):
-        found["plane"] = Drawing(
-            "The plane",
-            f"Each cell: {_seeds(run)}. Red: the cell chosen on validation data."
-            + " Rates are where learning starts." * bool(plots.learned(run))
-            + _cut(len(run.split(*paths)), maps.MOST_MAPS),
-            partial(maps.plane_map, run),
-        )
-    if path := plots.curve_axis(run):
-        found["rate_curves"] = Drawing(
-            f"Loss against {plots.axis_label(path)}",
-            "Line: mean over seeds; band: its 95 % bootstrap interval; dashed: the "
-            "baseline; red: the value chosen on validation data."
-            + _cut(len(run.split(path)), plots.MOST_PANELS),
-            partial(plots.rate_curves, run),
-        )
+def _of_one(run: xr.Dataset) -> dict[str, Drawing]:
+    by_method = METHOD in lanes.axes(run)
+    found = _maps(run) | (_methods(run) if by_method else {}) | _comparisons(run)
+    found |= _rate_curves(run, folded=by_method)
     found["learning_curves"] = Drawing(
         "Learning curves",
-        "No dropout, and the best setting with the one rate alone, the other alone, "
-        "and both, each chosen on validation data."
-        if kinds(run)
-        else "The setting chosen on validation data, and its baseline.",
-        partial(plots.learning_curves, run),
+        f"{KINDS if kinds(run) else CHOSEN} {LINES}",
+        partial(curves.learning_curves, run),
     )
-    if plots.learned(run):
+    if curves.learned(run):
         found["learned_rates"] = Drawing(
             "Learned rates",
-            "Line: mean over seeds; band: lowest to highest."
-            + _cut(len(run.settings), plots.MOST_LINES),
-            partial(plots.learned_rates, run),
+            LINES + _cut(len(lanes.settings(run)), curves.MOST_LINES),
+            partial(curves.learned_rates, run),
         )
     return found
 
 
-def _of_several(runs: Sequence[Outcomes]) -> dict[str, Drawing]:
+def _maps(run: xr.Dataset) -> dict[str, Drawing]:
+    paths = maps.map_axes(run)
+    if paths is None:
+        return {}
+    caption = (
+        "Each cell is the mean ± standard deviation over the seeds."
+        if run.sizes["seed"] > 1
+        else "Each cell is one seed."
+    )
+    caption += (
+        " Brighter is lower, which is better. Point at a cell for its exact numbers."
+    )
+    if curves.learned(run):
+        caption += " Rates are where learning starts."
+    caption += _cut(len(lanes.groups(run, *paths)), maps.MOST_MAPS)
+    return {"plane": Drawing("The plane", caption, partial(maps.plane_maps, run), 3)}
+
+
+def _methods(run: xr.Dataset) -> dict[str, Drawing]:
+    caption = (
+        "One row per method at the rate chosen on validation data, the lowest test "
+        "loss first. Circle and line: mean and its 95 % bootstrap interval; the circle "
+        "is filled if the difference to the baseline is settled. Triangle: the same "
+        "method at its lowest rate, its baseline."
+    )
+    draw = partial(forest.method_dots, run)
+    return {"methods": Drawing("The methods, each at its best rate", caption, draw, 1)}
+
+
+def _comparisons(run: xr.Dataset) -> dict[str, Drawing]:
+    """A forest plot if there are several planned comparisons of one run."""
+    rows = [row for row in planned(run).values() if row.comparison]
+    if METHOD in lanes.axes(run) or len(rows) < 2:
+        return {}
+    caption = (
+        "Differences in the test loss, paired by seed; left of 0 the first is lower, "
+        f"which is better. The {count_text(len(rows), 'comparison')} are one family. "
+        "A filled circle, whose line does not reach 0, is a difference that holds "
+        "after Holm's correction."
+    )
+    draw = partial(forest.comparison_forest, run)
+    return {"comparisons": Drawing("The planned comparisons", caption, draw, 1)}
+
+
+def _rate_curves(run: xr.Dataset, folded: bool) -> dict[str, Drawing]:
+    path = curves.curve_axis(run)
+    if path is None:
+        return {}
+    caption = (
+        "Line: mean over the seeds; band: its 95 % bootstrap interval; dashed: the "
+        "baseline; diamond: chosen on validation data."
+        + _cut(len(lanes.groups(run, path)), curves.MOST_PANELS)
+    )
+    title = f"Loss against {curves.axis_label(path)}"
+    return {
+        "rate_curves": Drawing(
+            title, caption, partial(curves.rate_curves, run), 5, folded
+        )
+    }
+
+
+def _of_several(runs: Sequence[xr.Dataset]) -> dict[str, Drawing]:
     found = {
         "learning_curves": Drawing(
             "Learning curves",
-            "The best setting of each run, chosen on validation data.",
-            partial(plots.learning_curves_of_runs, compare_runs(runs)),
+            f"The chosen setting of each run. {LINES}"
+            + _cut(len(runs), curves.MOST_LINES),
+            partial(curves.learning_curves_of_runs, compare_runs(runs)),
         )
     }
     planes = [run for run in runs if maps.map_axes(run) == PLANE]
     learners = [run for run in runs if maps.learns_both(run)]
-    if planes and learners:
+    fixed = [run for run in planes if not any(run is other for other in learners)]
+    if fixed and learners:
         found["learned_on_plane"] = Drawing(
             "Learned rates on the plane",
-            f"Colours: the test loss of `{planes[0].name}` at fixed rates. Lines: "
-            "rates that are learned, from the first evaluation to the last, mean over "
-            "seeds; outside the plane they are drawn at its edge.",
-            partial(maps.learned_on_plane, planes[0], learners),
+            f"Colours: the test loss of `{fixed[0].attrs['name']}` at fixed rates. "
+            "Lines: learned rates from the first evaluation (circle) to the last "
+            "(square), means over the seeds. Rates outside the plane are at its edge.",
+            partial(maps.learned_on_plane, fixed[0], learners),
+            1,
         )
     return found
-
-
-def _seeds(run: Outcomes) -> str:
-    return f"{len(run.seeds)} seed{'s' if len(run.seeds) > 1 else ''}"
 
 
 def _cut(count: int, most: int) -> str:

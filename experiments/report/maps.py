@@ -1,190 +1,302 @@
-"""Maps: planes of two axes as pictures.
+"""Maps: planes of two axes, one cell per setting.
 
 The vertical axis of a plane of rates is the rate on the vertical arrows (`dropout`),
-the horizontal axis that on the horizontal ones (`recurrent_dropout`).
+and the horizontal axis is the rate on the horizontal arrows (`recurrent_dropout`).
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
+import xarray as xr
 
-from experiments.report.answers import text
-from experiments.report.outcomes import PLANE, Outcomes
-from experiments.report.plots import (
-    COLOURS,
-    axis_label,
-    colours,
-    learned_settings,
-    log_scale,
-    loss_label,
-    short,
-    styled,
+from experiments.report import lanes
+from experiments.report.curves import axis_label, learned, learned_settings, short_text
+from experiments.report.lanes import PLANE, Setting, value_text
+from experiments.report.palette import LIGHT, scale_colour, series_styles, text_on
+from experiments.report.scales import Scale, fit_scale
+from experiments.report.scene import (
+    Box,
+    Dot,
+    Label,
+    Mark,
+    Number,
+    Scene,
+    Stroke,
+    right_of_texts,
+    text_width,
 )
+from experiments.report.sentences import plain
+from experiments.report.statistics import mean_sd
 
 LEARNED = ("rate_inputs", "rate_recurrent")
 MOST_MAPS = 12
+LEFT, TOP, WIDE, HIGH = 62.0, 34.0, 78.0, 46.0
 
 
-class Cells(NamedTuple):
-    """The settings of one map.
+class Map(NamedTuple):
+    """A part of the lanes as rows and columns of cells.
 
     Attributes:
-        rows, columns: values of the vertical and the horizontal axis, ascending.
-        places: row and column of each setting, by its index.
+        data: the lanes.
+        paths: the vertical and the horizontal axis.
+        rows, columns: their values, ascending.
+        scale: from a loss to a share of the colours.
     """
 
+    data: xr.Dataset
+    paths: tuple[str, str]
     rows: list[Any]
     columns: list[Any]
-    places: dict[int, tuple[int, int]]
+    scale: Scale
+
+    @property
+    def right(self) -> float:
+        """The right edge of the cells."""
+        return LEFT + WIDE * len(self.columns)
+
+    @property
+    def bottom(self) -> float:
+        """The bottom edge of the cells."""
+        return TOP + HIGH * len(self.rows)
+
+    def corner(self, row: int, column: int) -> tuple[float, float]:
+        """The top left corner of a cell."""
+        return LEFT + WIDE * column, self.bottom - HIGH * (row + 1)
+
+    def corner_of(self, setting: Setting) -> tuple[float, float]:
+        """The top left corner of the cell of a setting."""
+        vertical, horizontal = self.paths
+        row = self.rows.index(setting[vertical])
+        return self.corner(row, self.columns.index(setting[horizontal]))
 
 
-def map_axes(outcomes: Outcomes) -> tuple[str, str] | None:
-    """The vertical and the horizontal axis of a map: the two rates, or two numbers."""
-    numeric = outcomes.numeric()
+def map_axes(data: xr.Dataset) -> tuple[str, str] | None:
+    """Returns the axes of a map: the two rates, or else the two numeric axes."""
+    numeric = lanes.numeric_axes(data)
     if set(PLANE) <= set(numeric):
         return PLANE
     return (numeric[0], numeric[1]) if len(numeric) == 2 else None
 
 
-@styled
-def plane_map(outcomes: Outcomes) -> Figure:
-    """Draws the mean test loss of every setting, a map a structure."""
-    paths = map_axes(outcomes) or PLANE
-    groups = outcomes.split(*paths)[:MOST_MAPS]
-    norm = _norm(outcomes, [s for _, members in groups for s in members])
-    cells = [_cells(outcomes, paths, members) for _, members in groups]
-    figure, grid = _panels(cells)
-    for axes, (common, members), places in zip(grid, groups, cells, strict=False):
-        image = _draw(axes, outcomes, paths, places, norm)
-        _write_figures(axes, outcomes, places, image)
-        if (best := outcomes.best(members)) is not None:
-            _outline(axes, *places.places[best])
-        axes.set_title(short(common), fontsize=10)
-    for axes in grid[len(groups) :]:
-        axes.set_axis_off()
-    figure.colorbar(image, ax=list(grid), shrink=0.85)
-    seeds = len(outcomes.seeds)
-    shown = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
-    figure.suptitle(
-        f"{loss_label(outcomes)}, {shown}\n"
-        "outlined: the cell chosen on validation data",
-        fontsize=10,
-    )
-    return figure
+def plane_maps(data: xr.Dataset) -> list[Scene]:
+    """Draws the mean test loss of every setting, one map for each of the rest."""
+    paths = map_axes(data) or PLANE
+    parts = lanes.groups(data, *paths)[:MOST_MAPS]
+    losses = np.stack([lanes.mean_loss(part).values for _, part in parts])
+    scale = _colours(losses)
+    maps = [(common, _make_map(part, paths, scale)) for common, part in parts]
+    return [_draw_map(m, short_text(common)) for common, m in maps]
 
 
-@styled
-def learned_on_plane(plane: Outcomes, runs: Sequence[Outcomes]) -> Figure:
+def learned_on_plane(plane: xr.Dataset, runs: Sequence[xr.Dataset]) -> list[Scene]:
     """Draws how learned rates move, on the map of the test loss at fixed rates."""
-    best = plane.best()
-    members = next(m for _, m in plane.split(*PLANE) if best is None or best in m)
-    cells = _cells(plane, PLANE, members)
-    figure = Figure(figsize=(7.6, 6.2), layout="constrained")
-    axes = figure.subplots()
-    image = _draw(axes, plane, PLANE, cells, _norm(plane, members))
-    figure.colorbar(image, ax=axes, shrink=0.85, label=loss_label(plane))
-    lines = [(run, s) for run in runs for s, _ in learned_settings(run, LEARNED[0])]
-    for (run, s), colour in zip(lines, colours(len(lines)), strict=True):
-        _draw_path(axes, run, s, cells, colour)
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2)
-    axes.set_title("circle: first evaluation; square: last", fontsize=10)
-    return figure
+    best = lanes.best(plane) or lanes.settings(plane)[0]
+    part = lanes.select(plane, {p: v for p, v in best.items() if p not in PLANE})
+    shown = _make_map(part, PLANE, _colours(lanes.mean_loss(part).values))
+    lines = [(run, st) for run in runs for st in learned_settings(run, LEARNED[0])]
+    shapes: list[Any] = [*_cells(shown, numbers=False), *_frame(shown)]
+    bottom = shown.bottom + 62
+    for n, ((run, setting), style) in enumerate(
+        zip(lines, series_styles(len(lines)), strict=True)
+    ):
+        name = ": ".join(filter(None, (run.attrs["name"], short_text(setting))))
+        shapes += _path(shown, run, setting, style, name)
+        shapes += _key(8, bottom + 18 * n, style, name)
+    bottom += 18 * len(lines)
+    shapes.append(Label(8, 18, f"Colours: {lanes.loss_label(plane)} at fixed rates"))
+    width = max(shown.right, right_of_texts(shapes)) + 12
+    alt = f"Paths of {len(lines)} pairs of learned rates over a map. {_alt(shown, '')}"
+    return [Scene(width, bottom, tuple(shapes), alt)]
 
 
-def learns_both(outcomes: Outcomes) -> bool:
-    """Whether a run has learned both rates of the plane."""
-    return all(
-        name in outcomes.metrics and np.isfinite(outcomes.metrics[name]).any()
-        for name in LEARNED
+def learns_both(data: xr.Dataset) -> bool:
+    """Returns whether a run has learned both rates of the plane."""
+    return set(LEARNED) <= set(learned(data))
+
+
+def _make_map(part: xr.Dataset, paths: tuple[str, str], scale: Scale) -> Map:
+    rows, columns = (sorted(part[path].values.tolist()) for path in paths)
+    return Map(part, paths, rows, columns, scale)
+
+
+def _colours(losses: np.ndarray) -> Scale:
+    """Ends exactly at the lowest and the highest loss."""
+    finite = losses[np.isfinite(losses)]
+    if not finite.size or finite.min() == finite.max():
+        return fit_scale(losses, 0, 1)
+    return Scale(float(finite.min()), float(finite.max()), 0, 1, bool(finite.min() > 0))
+
+
+def _draw_map(shown: Map, title: str) -> Scene:
+    shapes: list[Any] = [*_cells(shown, numbers=True), *_frame(shown)]
+    best = lanes.best(shown.data)
+    if best is not None:
+        shapes += _outline(*shown.corner_of(best))
+    label = (
+        f"{title}: {lanes.loss_label(shown.data)}"
+        if title
+        else lanes.loss_label(shown.data)
+    )
+    shapes.append(Label(8, 18, f"{label[:1].upper()}{label[1:]}", bold=True))
+    shapes += _legend(shown, best is not None)
+    width = max(shown.right, right_of_texts(shapes)) + 12
+    return Scene(width, shown.bottom + 88, tuple(shapes), _alt(shown, title))
+
+
+def _cells(shown: Map, numbers: bool) -> list[Mark]:
+    """One mark per cell, with its mean and standard deviation."""
+    found = []
+    for setting in lanes.settings(shown.data):
+        x, y = shown.corner_of(setting)
+        test = lanes.losses_at(shown.data, setting)
+        known = np.isfinite(test).all()
+        fill = scale_colour(shown.scale.share(test.mean())) if known else "paper"
+        shapes: list[Any] = [Box(x, y, WIDE, HIGH, fill, "faint")]
+        ink = text_on(fill) if known else "ink"
+        centre = x + WIDE / 2
+        mean, _, spread = mean_sd(test).partition(" ")
+        if numbers:
+            shapes.append(
+                Label(centre, y + 21, mean, 14, "middle", colour=ink, bold=True)
+            )
+        if numbers and spread:
+            shapes.append(Label(centre, y + 37, spread, 12, "middle", colour=ink))
+        found.append(Mark(tuple(shapes), _tip(shown.data, setting)))
+    return found
+
+
+def _tip(data: xr.Dataset, setting: Setting) -> str:
+    """The exact numbers of a cell."""
+    loss = data.attrs["loss"]
+    valid = mean_sd(lanes.values_at(data, setting, f"valid_{loss}"))
+    seeds = ", ".join(f"{value:.4f}" for value in lanes.losses_at(data, setting))
+    name = lanes.loss_name(data)
+    return (
+        f"{plain(lanes.describe(setting))}. Test {name} "
+        f"{mean_sd(lanes.losses_at(data, setting))}; validation {name} {valid}; "
+        f"test {name} by seed: {seeds}"
     )
 
 
-def _cells(outcomes: Outcomes, paths: tuple[str, str], members: list[int]) -> Cells:
-    settings = outcomes.settings
-    rows, columns = (sorted({settings[s][path] for s in members}) for path in paths)
-    places = {
-        s: (rows.index(settings[s][paths[0]]), columns.index(settings[s][paths[1]]))
-        for s in members
-    }
-    return Cells(rows, columns, places)
-
-
-def _norm(outcomes: Outcomes, members: list[int]) -> Normalize:
-    mean = outcomes.final(f"test_{outcomes.loss}")[members].mean(axis=1)
-    finite = mean[np.isfinite(mean)]
-    if not len(finite):
-        return Normalize(0, 1)
-    kind = LogNorm if log_scale(finite) else Normalize
-    return kind(finite.min(), finite.max())
-
-
-def _panels(cells: list[Cells]):
-    columns = min(3, len(cells))
-    rows = -(-len(cells) // columns)
-    width = max(4.2, 0.95 * max(len(c.columns) for c in cells)) + 0.6
-    height = max(3.6, 0.8 * max(len(c.rows) for c in cells)) + 0.4
-    size = (width * columns + 1.4, height * rows + 0.8)
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
-
-
-def _draw(axes: Axes, outcomes: Outcomes, paths, cells: Cells, norm) -> AxesImage:
-    mean = np.full((len(cells.rows), len(cells.columns)), np.nan)
-    for s, place in cells.places.items():
-        mean[place] = outcomes.final(f"test_{outcomes.loss}")[s].mean()
-    image = axes.imshow(
-        np.ma.masked_invalid(mean), origin="lower", cmap="viridis_r", norm=norm
-    )
-    axes.set_xticks(range(len(cells.columns)), [text(v) for v in cells.columns])
-    axes.set_yticks(range(len(cells.rows)), [text(v) for v in cells.rows])
-    vertical, horizontal = paths
-    axes.set_ylabel(axis_label(vertical), color=_colour(vertical), weight="bold")
-    axes.set_xlabel(axis_label(horizontal), color=_colour(horizontal), weight="bold")
-    return image
-
-
-def _colour(path: str) -> str:
-    return COLOURS[path.split(".")[1]] if path in PLANE else "black"
-
-
-def _write_figures(axes: Axes, outcomes: Outcomes, cells: Cells, image) -> None:
-    test = outcomes.final(f"test_{outcomes.loss}")
-    for s, (row, column) in cells.places.items():
-        mean = test[s].mean()
-        spread = f"\n±{test[s].std(ddof=1):.3f}" if len(test[s]) > 1 else ""
-        red, green, blue, _ = image.to_rgba(np.array([mean]))[0]
-        dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-        axes.text(
-            column,
-            row,
-            f"{mean:.3f}{spread}" if np.isfinite(mean) else "-",
-            color="white" if dark and np.isfinite(mean) else "black",
-            ha="center",
-            va="center",
-            fontsize=9,
+def _frame(shown: Map) -> list[Label]:
+    """Values and names of both axes."""
+    vertical, horizontal = shown.paths
+    middle = (TOP + shown.bottom) / 2
+    rows = [
+        Label(
+            LEFT - 8, shown.corner(n, 0)[1] + HIGH / 2 + 5, value_text(v), anchor="end"
         )
-
-
-def _outline(axes: Axes, row: int, column: int) -> None:
-    corner = (column - 0.5, row - 0.5)
-    axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec="red", lw=3))
-
-
-def _draw_path(axes: Axes, run: Outcomes, setting: int, cells: Cells, colour) -> None:
-    """A path in units of cells: between two rates of an axis, position is linear."""
-    y, x = (
-        np.interp(run.metrics[name][setting].mean(axis=0), rates, range(len(rates)))
-        for name, rates in zip(LEARNED, (cells.rows, cells.columns), strict=True)
+        for n, v in enumerate(shown.rows)
+    ]
+    columns = [
+        Label(
+            shown.corner(0, n)[0] + WIDE / 2,
+            shown.bottom + 18,
+            value_text(v),
+            anchor="middle",
+        )
+        for n, v in enumerate(shown.columns)
+    ]
+    centre = (LEFT + shown.right) / 2
+    across = Label(
+        centre,
+        shown.bottom + 38,
+        axis_label(horizontal),
+        13,
+        "middle",
+        True,
+        _role(horizontal),
     )
-    edge = [withStroke(linewidth=4, foreground="white")]
-    label = ": ".join(filter(None, (run.name, short(run.settings[setting]))))
-    axes.plot(x, y, color=colour, lw=2, path_effects=edge, label=label)
-    axes.plot(x[0], y[0], "o", color=colour, ms=8, mec="white")
-    axes.plot(x[-1], y[-1], "s", color=colour, ms=8, mec="white")
+    up = Label(
+        18, middle, axis_label(vertical), 13, "middle", True, _role(vertical), True
+    )
+    return [*rows, *columns, across, up]
+
+
+def _role(path: str) -> str:
+    return path.split(".")[1] if path in PLANE else "ink"
+
+
+def _outline(x: Number, y: Number) -> list[Box]:
+    """Two frames, dark and light, that are seen on every colour."""
+    return [
+        Box(x + 1, y + 1, WIDE - 2, HIGH - 2, stroke=LIGHT["both"], thickness=4),
+        Box(x + 2.5, y + 2.5, WIDE - 5, HIGH - 5, stroke=LIGHT["paper"], thickness=1.6),
+    ]
+
+
+def _legend(shown: Map, chosen: bool) -> list[Any]:
+    """The colours, from the lowest to the highest loss, and the frame."""
+    top = shown.bottom + 54
+    losses = lanes.mean_loss(shown.data).values
+    if np.isnan(losses).all():
+        return []
+    low, high = (f"{value:.3f}" for value in (shown.scale.low, shown.scale.high))
+    left = 8 + text_width(f"lower is better {low}", 12) + 6
+    steps, wide = 20, 5.0
+    boxes = [
+        Box(left + wide * n, top, wide + 0.5, 12, scale_colour(n / (steps - 1)))
+        for n in range(steps)
+    ]
+    right = left + wide * steps
+    shapes = [
+        Label(8, top + 11, f"lower is better {low}", 12),
+        *boxes,
+        Label(right + 6, top + 11, high, 12),
+    ]
+    if chosen:
+        shapes.append(Label(8, top + 29, "framed: chosen on validation data", 12))
+    return shapes
+
+
+def _path(shown: Map, run: xr.Dataset, setting: Setting, style, name: str) -> list[Any]:
+    """A path in units of cells: between two rates of an axis, position is linear."""
+    lane = lanes.select(run, setting)
+    y, x = (
+        np.interp(
+            lane[metric].mean("seed").values.reshape(-1), rates, range(len(rates))
+        )
+        for metric, rates in zip(LEARNED, (shown.rows, shown.columns), strict=True)
+    )
+    points = tuple(
+        (LEFT + WIDE * (column + 0.5), shown.bottom - HIGH * (row + 0.5))
+        for row, column in zip(y, x, strict=True)
+    )
+    last = [float(lane[m].isel(evaluation=-1).mean()) for m in LEARNED]
+    tip = f"{name}: ends at dropout {last[0]:.3f}, recurrent_dropout {last[1]:.3f}"
+    shapes = (
+        Stroke(points, "paper", 6),
+        Stroke(points, style.colour, 2.5, style.dash),
+        Dot(*points[0], style.colour, "circle", 5, hollow=True),
+        Dot(*points[-1], style.colour, "square", 6),
+    )
+    return [Mark(shapes, tip)]
+
+
+def _key(x: Number, y: Number, style, name: str) -> list[Any]:
+    line = Stroke(((x, y - 4), (x + 24, y - 4)), style.colour, 2.5, style.dash)
+    return [line, Label(x + 28, y, name, 12)]
+
+
+def _alt(shown: Map, title: str) -> str:
+    """The result in words: lowest, highest and chosen cell."""
+    data, name = shown.data, lanes.loss_name(shown.data)
+    mean = lanes.mean_loss(data).values.reshape(-1)
+    of = f" ({title})" if title else ""
+    size = f"{len(shown.rows)} by {len(shown.columns)} settings"
+    if np.isnan(mean).all():
+        return f"Heat map of the test {name} at {size}{of}; no value is finite."
+    rows = lanes.settings(data)
+
+    def text(n):
+        cell = {path: rows[n][path] for path in shown.paths}
+        return f"{mean[n]:.3f} at {plain(lanes.describe(cell))}"
+
+    best = lanes.best(data)
+    chosen = f" Chosen on validation data: {text(rows.index(best))}." if best else ""
+    return (
+        f"Heat map of the test {name} at {size}{of}; lower is better. Lowest "
+        f"{text(int(np.nanargmin(mean)))}; highest {text(int(np.nanargmax(mean)))}."
+        f"{chosen}"
+    )

@@ -1,9 +1,9 @@
-"""Statistics: what a few seeds can and cannot tell.
+"""Statistics: paired tests, Holm's correction, intervals and the seeds needed.
 
 Lanes of one seed share their initial parameters and the order of their data, so
-settings are compared by their differences at each seed. A figure is called lower or
-higher than another only if a paired t-test says so after Holm's correction [2] for the
-number of settings that were compared.
+settings are compared by their differences at each seed. Comparisons that are tested
+together form a family. A difference is called lower or higher only if a paired t-test
+supports it after Holm's correction [2] for the size of the family.
 
 Shapes:
     N seeds.
@@ -18,7 +18,7 @@ References:
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.stats
@@ -26,18 +26,28 @@ from jaxtyping import Float
 
 LEVEL = 0.05
 MOST_SEEDS = 10_000
+QUANTILES = 500
+UNSETTLED = "no settled difference"
+MINUS = "\N{MINUS SIGN}"
+Pair: TypeAlias = tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]
 
 
 class Comparison(NamedTuple):
-    """Figures of one setting minus those of another at the same seeds.
+    """A difference between two settings, tested as one of a family.
+
+    The interval excludes 0 exactly if `settled`, and `seeds_needed` exceeds the number
+    of seeds exactly if not: both use the level at which Holm's procedure tests.
 
     Attributes:
-        difference: the mean difference.
-        low, high: its 95 % bootstrap interval, as of `interval`.
-        p: of a paired t-test.
-        p_holm: the same, corrected for the comparisons that were made with it.
-        family: how many those are.
-        seeds_needed: see `seeds_needed`.
+        difference: the mean difference over the seeds.
+        low, high: its Student's t interval at `level`.
+        p: of the paired t-test.
+        p_holm: p after Holm's correction.
+        level: the significance level at which Holm's procedure tests this comparison.
+        family: the number of comparisons tested together.
+        seeds: how many were compared.
+        seeds_needed: for 80 % power at `level`; None if above 10,000. See
+            `seeds_needed`.
     """
 
     difference: float
@@ -45,58 +55,83 @@ class Comparison(NamedTuple):
     high: float
     p: float
     p_holm: float
+    level: float
     family: int
+    seeds: int
     seeds_needed: int | None
 
+    @property
+    def settled(self) -> bool:
+        """Whether the corrected test finds a difference."""
+        return self.p_holm < LEVEL
+
+    @property
+    def lower(self) -> bool:
+        """Whether a settled difference is below 0."""
+        return self.settled and self.difference < 0
+
+    @property
+    def higher(self) -> bool:
+        """Whether a settled difference is above 0."""
+        return self.settled and self.difference > 0
+
     def verdict(self, other: str = "the baseline") -> str:
-        """Says in words what the corrected p-value supports at the 5 % level."""
-        if not self.p_holm < LEVEL:
-            return "no evidence of a difference"
-        return f"{'lower' if self.difference < 0 else 'higher'} than {other}"
+        """Returns "lower than OTHER", "higher than OTHER", or `UNSETTLED`."""
+        if not self.settled:
+            return UNSETTLED
+        return f"{'lower' if self.lower else 'higher'} than {other}"
 
     def sentence(self, other: str = "the baseline") -> str:
-        """The verdict with its figures."""
+        """Returns the verdict with its figures."""
         return (
-            f"{self.verdict(other)} ({self.difference:+.3f}, 95 % CI {self.low:+.3f} "
-            f"to {self.high:+.3f}, {p_text(self.p_holm)} by Holm over {self.family})"
+            f"{self.verdict(other)} ({difference_text(self)}, {p_text(self.p_holm)} "
+            f"after Holm's correction for {count_text(self.family, 'test')})"
         )
 
 
-def compare(
-    pairs: Sequence[tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]] | None],
-) -> list[Comparison | None]:
-    """Compares pairs of settings, all as one family.
+def compare(pairs: Sequence[Pair | None]) -> list[Comparison | None]:
+    """Compares pairs of settings as one family.
 
     Args:
-        pairs: the figures of a setting and of its baseline, a seed each; None where
-            there is nothing to compare.
+        pairs: the values of two settings, one per seed; None to leave a pair out.
 
     Returns:
-        A comparison each; None also where there is one seed or a figure is not finite.
+        One comparison per pair; None also for one seed and for values not finite.
     """
     usable = {n: pair[0] - pair[1] for n, pair in enumerate(pairs) if pair is not None}
     usable = {n: d for n, d in usable.items() if len(d) > 1 and np.isfinite(d).all()}
     ps = [paired_p(d) for d in usable.values()]
     found: list[Comparison | None] = [None] * len(pairs)
-    for (n, d), p, corrected in zip(usable.items(), ps, holm(ps), strict=True):
-        found[n] = _comparison(d, p, corrected, len(ps))
+    rows = zip(usable.items(), ps, holm(ps), levels(ps), strict=True)
+    for (n, differences), p, corrected, level in rows:
+        low, high = t_interval(differences, level)
+        found[n] = Comparison(
+            float(differences.mean()),
+            low,
+            high,
+            p,
+            corrected,
+            level,
+            len(ps),
+            len(differences),
+            seeds_needed(differences, level),
+        )
     return found
 
 
 def interval(
     values: Float[np.ndarray, "N *rest"],
 ) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
-    """The 95 % bootstrap interval of the mean over the first axis.
+    """Returns the 95 % bootstrap interval of the mean over the first axis.
 
     It is the expanded percentile interval [1]: percentiles of the resampled means,
-    widened to what Student's t has at N seeds, as plain percentiles are too narrow for
-    a few. It cannot reach beyond the lowest and highest seed. Of normal figures it
+    widened as Student's t is for N seeds, since plain percentiles are too narrow for a
+    few. It never reaches beyond the lowest and the highest seed. For normal values it
     covers the true mean in 51 % (N = 2), 75 % (3), 88 % (4), 92 % (5) and 94 % (10) of
-    all runs, of skewed ones in less: at 4 seeds or fewer it is about the range of what
-    was seen, and may exclude a mean that the t-test does not.
+    all runs, and in fewer for skewed values. Pictures show it; tests do not use it.
 
     Returns:
-        Its ends, the same for the same values; of one seed, the figure itself twice.
+        Its ends, the same for the same values; for one seed, the value itself twice.
     """
     seeds = len(values)
     if seeds < 2:
@@ -115,11 +150,20 @@ def interval(
     return np.asarray(found.low), np.asarray(found.high)
 
 
-def paired_p(differences: Float[np.ndarray, "N"]) -> float:
-    """The two-sided p-value of a paired t-test.
+def t_interval(
+    differences: Float[np.ndarray, "N"], level: float = LEVEL
+) -> tuple[float, float]:
+    """Returns Student's t interval of the mean; it excludes 0 if p is below `level`."""
+    mean, sd, seeds = differences.mean(), differences.std(ddof=1), len(differences)
+    reach = scipy.stats.t.isf(level / 2, seeds - 1) * sd / math.sqrt(seeds)
+    return float(mean - reach), float(mean + reach)
 
-    Differences that are all the same have no spread to test against: p is 1 if they are
-    0, and 0 otherwise.
+
+def paired_p(differences: Float[np.ndarray, "N"]) -> float:
+    """Returns the two-sided p-value of a paired t-test.
+
+    Equal differences have no spread to test against: p is 1 if they are 0, and 0
+    otherwise.
     """
     mean, sd = differences.mean(), differences.std(ddof=1)
     if sd == 0:
@@ -129,10 +173,10 @@ def paired_p(differences: Float[np.ndarray, "N"]) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Corrects p-values for their number, so that one in 20 families errs at all [2].
+    """Corrects p-values so that the chance of any error in the family is at most 5 %.
 
-    The k-th smallest of m is multiplied by m - k + 1, and none becomes smaller than one
-    before it.
+    The k-th smallest of m is multiplied by m - k + 1, and none is smaller than one
+    before it [2].
     """
     adjusted, highest = [0.0] * len(ps), 0.0
     for k, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
@@ -141,28 +185,51 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def power(effect: float, seeds: int) -> float:
-    """The chance that a paired t-test at 5 % sees an effect [3].
+def levels(ps: Sequence[float]) -> list[float]:
+    """Returns the significance level at which Holm's procedure tests each p-value.
+
+    The k-th smallest of m is tested at 5 % / (m - k + 1). The procedure stops at the
+    first p-value above its level; all larger ones keep that level.
+    """
+    found, stopped = [0.0] * len(ps), False
+    level = LEVEL
+    for k, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        if not stopped:
+            level = LEVEL / (len(ps) - k)
+            stopped = not ps[place] < level
+        found[place] = level
+    return found
+
+
+def power(effect: float, seeds: int, level: float = LEVEL) -> float:
+    """Returns the chance that a paired t-test finds an effect [3].
+
+    It integrates the noncentral t distribution over the observed standard deviation,
+    since scipy's has NaN tails for strong effects.
 
     Args:
         effect: the true mean difference over its standard deviation.
-        seeds: how many are paired, at least 2.
+        seeds: the number of pairs, at least 2.
+        level: significance level of the test.
     """
-    critical = scipy.stats.t.isf(LEVEL / 2, seeds - 1)
-    shifted = scipy.stats.nct(seeds - 1, abs(effect) * math.sqrt(seeds))
-    return float(shifted.sf(critical) + shifted.cdf(-critical))
+    critical = scipy.stats.t.isf(level / 2, seeds - 1)
+    shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    sd = np.sqrt(scipy.stats.chi2.ppf(shares, seeds - 1) / (seeds - 1))
+    shift = abs(effect) * math.sqrt(seeds)
+    tails = [shift - critical * sd, -shift - critical * sd]
+    return float(scipy.stats.norm.cdf(tails).sum(axis=0).mean())
 
 
 def seeds_needed(
-    differences: Float[np.ndarray, "N"], chance: float = 0.8
+    differences: Float[np.ndarray, "N"], level: float = LEVEL, chance: float = 0.8
 ) -> int | None:
-    """The fewest seeds with 80 % power at 5 %, were the observed effect the true one.
+    """Returns the fewest seeds with 80 % power, if the observed effect is the true one.
 
-    The effect that a few seeds show is itself uncertain, and mostly too large where it
-    was chosen for its size; the test is counted alone, without a correction.
+    An effect seen in a few seeds is itself uncertain, and usually too large if it was
+    selected for its size.
 
     Returns:
-        The number; None if it is above 10 000.
+        The number; None if it is above 10,000.
     """
     mean, sd = abs(differences.mean()), differences.std(ddof=1)
     if mean == 0:
@@ -170,11 +237,11 @@ def seeds_needed(
     if sd == 0:
         return 2
     low, high = 1, MOST_SEEDS
-    if power(mean / sd, high) < chance:
+    if power(mean / sd, high, level) < chance:
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        if power(mean / sd, middle) < chance:
+        if power(mean / sd, middle, level) < chance:
             low = middle
         else:
             high = middle
@@ -182,18 +249,31 @@ def seeds_needed(
 
 
 def mean_sd(values: Float[np.ndarray, "N"]) -> str:
-    """Formats mean and standard deviation over seeds; of one seed, the figure."""
+    """Returns mean ± standard deviation as text; the value alone for one seed."""
+    if not np.isfinite(values).all():
+        return "-"
     spread = f" ±{values.std(ddof=1):.3f}" if len(values) > 1 else ""
     return f"{values.mean():.3f}{spread}"
 
 
 def p_text(p: float) -> str:
-    """Formats a p-value."""
+    """Returns a p-value as text."""
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
-def _comparison(differences, p, p_holm, family) -> Comparison:
-    low, high = interval(differences)
-    needed = seeds_needed(differences)
-    mean = float(differences.mean())
-    return Comparison(mean, float(low), float(high), p, p_holm, family, needed)
+def difference_text(comparison: Comparison) -> str:
+    """Returns a difference with its interval as text."""
+    return (
+        f"{signed(comparison.difference)}, interval {signed(comparison.low)} to "
+        f"{signed(comparison.high)}"
+    )
+
+
+def signed(value: float) -> str:
+    """Returns a difference as text, with the minus sign of print."""
+    return f"{value:+.3f}".replace("-", MINUS)
+
+
+def count_text(count: int, name: str) -> str:
+    """Returns "1 seed" or "4 seeds"."""
+    return f"{count:,} {name}{'s' * (count != 1)}"

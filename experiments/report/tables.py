@@ -1,166 +1,207 @@
-"""Tables: the figures of a run as text, for the report and the terminal."""
+"""Tables: the results of a run as text, for the page and the terminal."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import xarray as xr
 
-from experiments.report.across import RunBest
-from experiments.report.answers import (
-    METHOD,
-    comparisons,
-    describe,
-    methods,
-    text,
-    title,
+from experiments.report import lanes
+from experiments.report.findings import difference_name, explored, methods, planned
+from experiments.report.lanes import METHOD, PLANE, Setting, describe, value_text
+from experiments.report.several import RunBest
+from experiments.report.statistics import (
+    MOST_SEEDS,
+    Comparison,
+    mean_sd,
+    signed,
 )
-from experiments.report.outcomes import Outcomes
-from experiments.report.statistics import MOST_SEEDS, Comparison, mean_sd
 
-COMPARED = ("verdict", "difference (95 % CI)", "p (Holm)", "seeds needed")
+MOST_COLUMNS = 3
+TESTED = ("verdict", "difference", "p (Holm)", "seeds needed")
 
 
 class Row(NamedTuple):
     """A line of a table.
 
     Attributes:
-        names: what it is about, as text.
-        figures: numbers.
-        compared: verdict, difference, p and seeds needed.
-        chosen: whether it is the one chosen on validation data.
+        names: the setting, the comparison or the run.
+        numbers: results.
+        tested: verdict, difference, p and seeds needed; or the difference alone.
+        chosen: whether it is the setting chosen on validation data.
     """
 
     names: list[str]
-    figures: list[str]
-    compared: list[str]
+    numbers: list[str]
+    tested: list[str]
     chosen: bool = False
 
 
 class Table(NamedTuple):
-    """Rows under headings.
-
-    Attributes:
-        names, figures, compared: a heading for each of a row's texts.
-        rows: the lines.
-    """
+    """Rows under headings, one heading per text of a row."""
 
     names: list[str]
-    figures: list[str]
-    compared: list[str]
+    numbers: list[str]
+    tested: list[str]
     rows: list[Row]
 
 
-def of_settings(outcomes: Outcomes) -> Table:
-    """Every setting in the order of the sweep."""
-    compared = comparisons(outcomes)
-    best = outcomes.best()
+def planned_table(data: xr.Dataset) -> Table:
+    """Returns the planned comparisons, which were tested as one family."""
+    why = _why_not(data)
+    rows = [
+        Row([difference_name(row)], [], _tested(row.comparison, why))
+        for row in planned(data).values()
+    ]
+    return Table(["comparison"], [], list(TESTED), rows)
+
+
+def settings_table(data: xr.Dataset, most: int | None = None) -> Table:
+    """Returns all settings, or those with the lowest loss; the lowest test loss first.
+
+    With `most`, the baseline of the chosen setting is always among them.
+    """
+    best = lanes.best(data)
+    order = _by_result(data)
+    if most is not None and len(order) > most:
+        base = None if best is None else lanes.baseline(data, best)
+        kept = order[:most]
+        order = kept if base is None or base in kept else [*kept[:-1], base]
+    paths = list(lanes.axes(data))
     rows = [
         Row(
-            names=[text(value) for value in setting.values()],
-            figures=_figures(outcomes, s),
-            compared=_compared(compared[s], _why(outcomes, s)),
-            chosen=s == best,
+            _names(setting, paths),
+            _numbers(data, setting),
+            [_explored(data, setting)],
+            setting == best,
         )
-        for s, setting in enumerate(outcomes.settings)
+        for setting in order
     ]
-    return Table(list(outcomes.axes), _headings(outcomes), list(COMPARED), rows)
+    return Table(_headings(paths), _measures(data), ["difference"], rows)
 
 
-def of_best(outcomes: Outcomes, most: int = 20) -> Table:
-    """The settings with the lowest validation loss, and the baseline of the first."""
-    table = of_settings(outcomes)
-    loss = outcomes.final(f"valid_{outcomes.loss}").mean(axis=1)
-    order = [int(s) for s in np.argsort(loss)[:most]]
-    base = outcomes.baseline(order[0])
-    if base is not None and base not in order:
-        order[-1] = base
-    return table._replace(rows=[table.rows[s] for s in order])
-
-
-def of_methods(outcomes: Outcomes) -> Table:
-    """The best setting of each method, the lowest test loss first."""
-    others = [path for path in outcomes.axes if path != METHOD]
+def methods_table(data: xr.Dataset) -> Table:
+    """Returns the best setting of each method, the lowest test loss first."""
+    others = [path for path in lanes.axes(data) if path != METHOD]
+    best = lanes.best(data)
     rows = []
-    for row in methods(outcomes):
-        if row.best is None:
-            continue
-        setting = outcomes.settings[row.best]
+    for row in methods(data):
         same = "" if row.same_as == row.method else f" (= {row.same_as})"
-        rows.append(
-            Row(
-                names=[row.method + same, *(text(setting[path]) for path in others)],
-                figures=_figures(outcomes, row.best),
-                compared=_compared(row.comparison, _why(outcomes, row.best)),
-                chosen=row.best == outcomes.best(),
-            )
-        )
-    return Table([METHOD, *others], _headings(outcomes), list(COMPARED), rows)
+        why = "is the baseline" if row.best == row.base else _why_not(data)
+        tested = _tested(row.comparison, why)
+        names = [row.method + same, *_names(row.best, others)]
+        rows.append(Row(names, _numbers(data, row.best), tested, row.best == best))
+    return Table(["method", *_headings(others)], _measures(data), list(TESTED), rows)
 
 
-def of_runs(compared: Sequence[RunBest]) -> Table:
-    """The best setting of each of several runs, in their order."""
+def runs_table(compared: Sequence[RunBest]) -> Table:
+    """Returns the chosen setting of each of several runs, in their order."""
     rows = []
     for n, row in enumerate(compared):
-        run = row.run
-        setting = "-" if row.best is None else describe(run.settings[row.best]) or "one"
-        figures = ["-", "-"] if row.best is None else _figures(run, row.best)[:2]
+        run = row.data
+        setting = "-" if row.best is None else describe(row.best) or "one"
+        numbers = ["-", "-"] if row.best is None else _numbers(run, row.best)[:2]
         why = "the first run" if n == 0 else "not compared"
-        names = [run.name, run.task.get("name", "-"), title(run.loss), setting]
-        rows.append(
-            Row(names, figures, _compared(row.comparison, why, "the first run"))
-        )
-    headings = ["run", "task", "loss", "best setting"]
-    return Table(headings, ["validation", "test"], list(COMPARED), rows)
+        names = [
+            run.attrs["name"],
+            run.attrs["task"] or "-",
+            lanes.loss_name(run),
+            setting,
+        ]
+        rows.append(Row(names, numbers, _tested(row.comparison, why)))
+    headings = ["run", "task", "loss", "chosen setting"]
+    return Table(headings, ["test", "validation"], list(TESTED), rows)
 
 
-def _headings(outcomes: Outcomes) -> list[str]:
-    loss = title(outcomes.loss)
-    extra = [f"test {title(name.removeprefix('test_'))}" for name in _extra(outcomes)]
-    return [f"validation {loss}", f"test {loss}", *extra]
+def _by_result(data: xr.Dataset) -> list[Setting]:
+    """Settings with any result, the lowest test loss first; those without one last."""
+    loss = lanes.mean_loss(data).values.reshape(-1)
+    ended = (data["status"] != "missing").any("seed").values.reshape(-1)
+    settings = lanes.settings(data)
+    return [settings[n] for n in np.argsort(loss, stable=True) if ended[n]]
 
 
-def _figures(outcomes: Outcomes, setting: int) -> list[str]:
-    losses = [
-        mean_sd(outcomes.final(f"{split}_{outcomes.loss}")[setting])
-        for split in ("valid", "test")
+def _names(setting: Setting, paths: Sequence[str]) -> list[str]:
+    if len(paths) > MOST_COLUMNS:
+        return [describe({path: setting[path] for path in paths})]
+    return [value_text(setting[path]) for path in paths]
+
+
+def _headings(paths: Sequence[str]) -> list[str]:
+    """One column per axis if there are few, and one for all of them otherwise."""
+    if len(paths) > MOST_COLUMNS:
+        return ["setting"]
+    short = {PLANE[0]: "dropout", PLANE[1]: "recurrent_dropout", "dropout.rate": "rate"}
+    return [short.get(path, path) for path in paths]
+
+
+def _measures(data: xr.Dataset) -> list[str]:
+    loss = lanes.loss_name(data)
+    extra = [f"test {lanes.metric_text(m.removeprefix('test_'))}" for m in _extra(data)]
+    return [f"test {loss}", f"validation {loss}", *extra]
+
+
+def _numbers(data: xr.Dataset, setting: Setting) -> list[str]:
+    loss = data.attrs["loss"]
+    found = [
+        mean_sd(lanes.values_at(data, setting, f"{split}_{loss}"))
+        for split in ("test", "valid")
     ]
-    extra = [
-        _extra_text(name, outcomes.final(name)[setting]) for name in _extra(outcomes)
-    ]
-    return [figure.replace("nan ±nan", "-") for figure in losses + extra]
+    extra = [(m, lanes.values_at(data, setting, m)) for m in _extra(data)]
+    return found + [_extra_text(metric, values) for metric, values in extra]
 
 
-def _extra(outcomes: Outcomes) -> list[str]:
+def _extra(data: xr.Dataset) -> list[str]:
     """The test metrics other than the loss."""
-    loss = f"test_{outcomes.loss}"
-    return [m for m in outcomes.metrics if m.startswith("test_") and m != loss]
+    loss = f"test_{data.attrs['loss']}"
+    names = [str(name) for name in data.data_vars]
+    return [name for name in names if name.startswith("test_") and name != loss]
 
 
-def _extra_text(name: str, values) -> str:
+def _extra_text(name: str, values: np.ndarray) -> str:
     if name.endswith("accuracy") and np.isfinite(values).all():
         return f"{values.mean():.1%}"
     return mean_sd(values)
 
 
-def _why(outcomes: Outcomes, setting: int) -> str:
-    """Why a setting is not compared, if it is not."""
-    if outcomes.baseline(setting) == setting:
+def _explored(data: xr.Dataset, setting: Setting) -> str:
+    """The difference to the baseline, without a verdict."""
+    if lanes.baseline(data, setting) == setting:
         return "the baseline"
-    if len(outcomes.seeds) == 1:
-        return "one seed: no statistics"
-    return "figures are missing"
+    found = explored(data, setting)
+    if found is None:
+        return _why_not(data)
+    difference, low, high = (signed(value) for value in found)
+    return f"{difference} ({low} to {high})"
 
 
-def _compared(
-    comparison: Comparison | None, why: str, other: str = "the baseline"
-) -> list[str]:
+def _why_not(data: xr.Dataset) -> str:
+    """Why two settings are not compared, if they are not."""
+    return "one seed" if data.sizes["seed"] == 1 else "results are missing"
+
+
+def _tested(comparison: Comparison | None, why: str) -> list[str]:
     if comparison is None:
         return [why, "-", "-", "-"]
-    needed = comparison.seeds_needed
+    low, high = signed(comparison.low), signed(comparison.high)
     return [
-        comparison.verdict(other),
-        f"{comparison.difference:+.3f} "
-        f"({comparison.low:+.3f} to {comparison.high:+.3f})",
+        _short_verdict(comparison),
+        f"{signed(comparison.difference)} ({low} to {high})",
         "<0.0001" if comparison.p_holm < 1e-4 else f"{comparison.p_holm:.2g}",
-        f">{MOST_SEEDS}" if needed is None else str(needed),
+        _needed(comparison),
     ]
+
+
+def _short_verdict(comparison: Comparison) -> str:
+    if not comparison.settled:
+        return "not settled"
+    return "lower" if comparison.lower else "higher"
+
+
+def _needed(comparison: Comparison) -> str:
+    """The seeds that would settle it; those that did if it is settled."""
+    if comparison.settled:
+        return f"{comparison.seeds} were enough"
+    if comparison.seeds_needed is None:
+        return f">{MOST_SEEDS:,}"
+    return f"about {comparison.seeds_needed:,}"

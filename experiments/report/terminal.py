@@ -1,65 +1,67 @@
-"""Terminal: the figures of a run as tables that fit a screen."""
+"""Terminal tables that fit 80 columns."""
 
+import xarray as xr
 from rich import box
 from rich import table as rich_table
 
-from experiments.report.answers import text
-from experiments.report.outcomes import PLANE, Outcomes
-from experiments.report.plots import loss_label
+from experiments.report import lanes
+from experiments.report.lanes import PLANE, Setting, value_text
 from experiments.report.statistics import mean_sd
 from experiments.report.tables import Table
 
+CHOSEN = "bold green"
 
-def grid(outcomes: Outcomes) -> rich_table.Table:
-    """The plane as a table, its first row at the bottom as in the heat map."""
-    grid = rich_table.Table(
-        title=f"{loss_label(outcomes, 'Test')}, mean ± sd over seeds",
-        caption="columns: recurrent_dropout; bold: chosen on validation",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+
+def plane_grid(data: xr.Dataset) -> rich_table.Table:
+    """Returns the plane as a table; its lowest rate is at the bottom, as in the map."""
+    label = lanes.loss_label(data)
+    grid = _empty(
+        f"{label[:1].upper()}{label[1:]}, lower is better, mean ± sd over seeds",
+        "columns: recurrent_dropout; bold: chosen on validation data",
     )
-    rows, columns = (sorted(outcomes.axes[path]) for path in PLANE)
+    rows, columns = (sorted(lanes.axes(data)[path]) for path in PLANE)
     grid.add_column("dropout", justify="right")
     for rate in columns:
-        grid.add_column(text(rate), justify="center", no_wrap=True)
+        grid.add_column(value_text(rate), justify="center", no_wrap=True)
+    best = lanes.best(data)
     for row in reversed(rows):
-        cells = [
-            _cell(outcomes, dict(zip(PLANE, (row, c), strict=True))) for c in columns
-        ]
-        grid.add_row(text(row), *cells)
+        settings = [dict(zip(PLANE, (row, column), strict=True)) for column in columns]
+        cells = [_cell(data, setting, setting == best) for setting in settings]
+        grid.add_row(value_text(row), *cells)
     return grid
 
 
-def table(table: Table, title: str) -> rich_table.Table:
-    """A table of settings; bold is the one chosen on validation."""
-    found = rich_table.Table(
-        title=title,
-        caption="sorted or chosen by validation; p of the paired test differences",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
+def tested_table(table: Table, title: str) -> rich_table.Table:
+    """Returns rows with the validation and test loss, and their difference or test."""
+    tested = len(table.tested) > 1
+    found = _empty(title, "bold: chosen on validation data")
     for heading in table.names:
         found.add_column(heading.replace(".", ".\n"), no_wrap=True)
-    for heading in ("valid", "test", "to the\nbaseline", "p\n(Holm)"):
+    for heading in ("test", "valid", "to the\nbaseline"):
         found.add_column(heading, justify="right", no_wrap=True)
-    found.add_column("verdict", min_width=11)
+    if tested:
+        found.add_column("p\n(Holm)", justify="right", no_wrap=True)
+        found.add_column("verdict", min_width=7)
     for row in table.rows:
-        verdict, difference, p, _ = row.compared
-        found.add_row(
+        difference = row.tested[1] if tested else row.tested[0]
+        cells = [
             *row.names,
-            row.figures[0].split()[0],
-            row.figures[1],
-            difference.split()[0],
-            p,
-            verdict.removesuffix(" than the baseline").removesuffix(" of a difference"),
-            style="bold green" if row.chosen else None,
-        )
+            row.numbers[0],
+            row.numbers[1].split()[0],
+            difference.split(" (")[0],
+        ]
+        if tested:
+            cells += [row.tested[2], row.tested[0]]
+        found.add_row(*cells, style=CHOSEN if row.chosen else None)
     return found
 
 
-def _cell(outcomes: Outcomes, setting) -> str:
-    s = outcomes.index(setting)
-    if s is None:
-        return "-"
-    figures = mean_sd(outcomes.final(f"test_{outcomes.loss}")[s])
-    return f"[bold green]{figures}[/]" if s == outcomes.best() else figures
+def _empty(title: str, caption: str) -> rich_table.Table:
+    return rich_table.Table(
+        title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+
+
+def _cell(data: xr.Dataset, setting: Setting, chosen: bool) -> str:
+    text = mean_sd(lanes.losses_at(data, setting))
+    return f"[{CHOSEN}]{text}[/]" if chosen else text

@@ -1,9 +1,9 @@
-"""Characters: the next character of a text file, at each step.
+"""Prediction of the next character of a text file, at each step.
 
 The text is cut in order into 90 % for training, 5 % for validation and 5 % for test,
-and each part into windows; the network reads each window from a fresh start. The last
-window of a part may be shorter. The vocabulary is that of the training part, and one
-symbol more that stands for every character outside it.
+and each part into windows; the network reads every window with a new carry. The last
+window of a part may be shorter. The vocabulary has the characters of the training part
+and one symbol for all others.
 """
 
 from pathlib import Path
@@ -53,7 +53,7 @@ def load(options: Options) -> Data:
         outputs=len(vocabulary) + 1,
         readout="each",
         strata=None,
-        units={"nll": "nats a character", "accuracy": ""},
+        units={"nll": "nats per character", "accuracy": ""},
     )
 
 
@@ -77,7 +77,7 @@ def _cut(text: str) -> list[Int[np.ndarray, "_"]]:
 def _number(
     points: Int[np.ndarray, "n"], vocabulary: Int[np.ndarray, "V"]
 ) -> Int[np.ndarray, "n"]:
-    """Returns the place of each character in the vocabulary, V where it has none."""
+    """Returns the place of each character in the vocabulary, V if it is not there."""
     places = np.searchsorted(vocabulary, points)
     found = vocabulary[np.minimum(places, len(vocabulary) - 1)] == points
     return np.where(found, places, len(vocabulary))
@@ -86,8 +86,8 @@ def _number(
 def _windows(symbols: Int[np.ndarray, "n"], window: int, outputs: int) -> Batch:
     """Cuts symbols into windows that predict their next ones.
 
-    An input is kept as the bits of its one-hot vector, eight a byte: small, and the
-    width of the network's input follows from the shape alone.
+    Inputs are stored as the bits of one-hot vectors: they are small, and the width of
+    the network's input follows from the shape.
     """
     steps = len(symbols) - 1
     starts = np.arange(0, steps, window)

@@ -1,7 +1,7 @@
-"""Classify: one class a sequence, from a file of the user's.
+"""Classification of sequences from a user's file.
 
-The formats are those of `experiments.tasks.files`. The network answers at the last step
-with a logit for each class.
+See `experiments.tasks.files` for the formats. The network answers at the last step with
+one logit per class.
 """
 
 import jax
@@ -15,17 +15,17 @@ from experiments.tasks import files
 
 
 def load(options: Options) -> Data:
-    """Reads `options.data`; each class is held out from in proportion.
+    """Reads `options.data`; validation holds out the same share of each class.
 
     Raises:
-        ConfigError: the file cannot be learned from.
+        ConfigError: the file cannot be read or is not valid.
     """
     splits = files.read(options, "classify")
     return Data(
         *splits,
         readout="last",
         strata=np.asarray(splits.train.targets),
-        units={"nll": "nats a sequence", "accuracy": ""},
+        units={"nll": "nats per sequence", "accuracy": ""},
     )
 
 
@@ -46,11 +46,11 @@ def judge(
     """Returns -log softmax(logits)[class], in nats, and whether the largest is right.
 
     Args:
-        logits: one for each class.
+        logits: one per class.
         classes: the right ones, from 0; integers of any width.
 
     Returns:
-        The negative log-likelihoods, and 1 where the answer is right, 0 elsewhere.
+        The negative log-likelihoods, and 1 for each right answer, 0 for a wrong one.
     """
     classes = jnp.asarray(classes).astype(jnp.int32)
     log_p = jax.nn.log_softmax(logits)

@@ -1,6 +1,6 @@
-"""Japanese Vowels: which of nine speakers said it?
+"""Japanese Vowels: utterances of nine speakers, who are to be recognised.
 
-Utterances of 7 to 29 frames with 12 cepstrum coefficients each, shipped in
+Utterances have 7 to 29 frames with 12 cepstrum coefficients each and are shipped in
 `experiments/data/` with their source and licence. Coefficients are normalised by the
 mean and the standard deviation of all frames of the training file; padding frames are
 zero.
@@ -48,13 +48,13 @@ def load(options: Options) -> Data:
         outputs=SPEAKERS,
         readout="last",
         strata=np.asarray(train.targets),
-        units={"nll": "nats an utterance", "accuracy": ""},
+        units={"nll": "nats per utterance", "accuracy": ""},
         source=SOURCE,
     )
 
 
 def _pad(frames, lengths, speakers) -> Batch:
-    """Cuts frames that lie end to end into rows of zeros as long as the longest."""
+    """Pads utterances, given end to end, with zeros to the longest one."""
     inside = np.arange(lengths.max()) < lengths[:, None]
     padded = np.zeros((*inside.shape, frames.shape[1]), np.float32)
     padded[inside] = frames

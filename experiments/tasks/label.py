@@ -1,8 +1,8 @@
-"""Label: a class at each step, from a file of the user's.
+"""Classification of every step, from a user's file.
 
-The formats are those of `experiments.tasks.files`. The network answers at every step
-with a logit for each class. A sequence counts by its number of steps, so the figures of
-a split are means over all of its steps.
+See `experiments.tasks.files` for the formats. The network answers at every step with
+one logit per class. A sequence is weighted by its number of steps, so metrics of a
+split are means over all of its steps.
 """
 
 import jax.numpy as jnp
@@ -20,13 +20,13 @@ def load(options: Options) -> Data:
     """Reads `options.data`.
 
     Raises:
-        ConfigError: the file cannot be learned from.
+        ConfigError: the file cannot be read or is not valid.
     """
     return Data(
         *files.read(options, "label"),
         readout="each",
         strata=None,
-        units={"nll": "nats a step", "accuracy": ""},
+        units={"nll": "nats per step", "accuracy": ""},
     )
 
 

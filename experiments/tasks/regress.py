@@ -1,10 +1,9 @@
-"""Regress: one vector of K numbers a sequence, from a file of the user's.
+"""Regression of K numbers per sequence, from a user's file.
 
-The formats are those of `experiments.tasks.files`. The network answers at the last
-step, for targets that are standardised by the mean and the standard deviation of the
-training sequences. The loss "mse" is taken there, so it does not depend on a unit, and
-always answering the training mean scores 1. The mean absolute error "mae" is in the
-units of the file.
+See `experiments.tasks.files` for the formats. The network answers at the last step.
+Targets are standardised by the mean and the standard deviation of the training
+sequences. The loss "mse" is computed there, so it has no unit, and the training mean as
+the constant answer scores 1. The mean absolute error "mae" is in the units of the file.
 """
 
 import jax.numpy as jnp
@@ -23,11 +22,11 @@ def load(options: Options) -> Data:
     """Reads `options.data`.
 
     Returns:
-        Targets are [N, 2, K]: the standardised ones, and the standard deviation that
-        leads back to the units of the file.
+        Data with targets [N, 2, K]: the standardised numbers, and the standard
+        deviations, which convert errors to the units of the file.
 
     Raises:
-        ConfigError: the file cannot be learned from.
+        ConfigError: the file cannot be read or is not valid.
     """
     splits = files.read(options, "regress")
     mean = splits.train.targets.mean(axis=0)
@@ -36,7 +35,8 @@ def load(options: Options) -> Data:
     def scaled(batch):
         targets = (batch.targets - mean) / sd
         both = np.stack([targets, np.broadcast_to(sd, targets.shape)], axis=1)
-        return batch._replace(targets=both.astype(np.float32))
+        with np.errstate(over="ignore"):  # a task checks the result
+            return batch._replace(targets=both.astype(np.float32))
 
     return Data(
         train=scaled(splits.train),

@@ -16,9 +16,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import axes, results
+from experiments import axes
 from experiments.__main__ import main
-from experiments.results import StorageError, Store
+from experiments.runs.files import StorageError, read_file, write_lines
+from experiments.runs.records import Store, make_record, read_records
 
 SMALL = [
     "--seeds",
@@ -83,7 +84,7 @@ def finished(ablate, tmp_path_factory):
 
 
 def lines(folder):
-    return results.read(folder / "results.jsonl")
+    return read_records(folder)
 
 
 def figures(folder):
@@ -162,8 +163,8 @@ def test_another_config_is_refused_with_the_difference(finished, ablate_here):
     status, _, stderr = ablate_here(*SMALL, "--train.epochs", "6", "--out", str(out))
     assert status == 2
     assert stderr == (
-        f"error: {out}: is a run of another config (train.epochs: 4 there, 6 here); "
-        "name another by --out.\n"
+        f"error: {out}: is a run of another config (train.epochs was 4, is 6); use "
+        "another folder with --out.\n"
     )
 
 
@@ -186,17 +187,16 @@ def test_other_data_is_refused(ablate, tmp_path):
     assert ablate(*arguments, config=config).returncode == 0
     text.write_text("abcdefgh" * 399 + "badcfehg")
     done = ablate(*arguments, config=config)
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"error: {out}: was begun with other data; name another by --out.\n"
-    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {out}: was trained on other data (hash ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_folder_of_something_else_is_refused(ablate_here, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     status, _, stderr = ablate_here(*SMALL, "--out", str(tmp_path))
     assert status == 2
-    assert "not empty, and no run; name another by --out." in stderr
+    assert "has thesis.txt but is not a run; use another folder with --out." in stderr
 
 
 @pytest.mark.slow
@@ -207,18 +207,18 @@ def test_replay_is_bitwise_equal_and_sees_a_difference(
     shutil.copytree(finished[0], out)
     replayed = replay(out, 3)
     assert replayed.returncode == 0, replayed.stderr
-    assert replayed.stdout.endswith("results.jsonl:3: bitwise equal.\n")
+    assert replayed.stdout.endswith("results.jsonl:3: bitwise identical.\n")
     spoilt = lines(out)
     figure = spoilt[1]["metrics"]["test_nll"]
     was = figure[0]
     figure[0] += 1e-7
     spoilt[1]["versions"]["jax"] = "0.9"
-    results.write(out / "results.jsonl", spoilt)
+    write_lines(out / "results.jsonl", spoilt)
     replayed = replay(out, 2)
     assert replayed.returncode == 1
     text = " ".join(replayed.stdout.split())
     assert f"differs: test_nll[0] was {figure[0]!r}, is {was!r}" in text
-    assert "Not as it was then: jax was 0.9, is " in text
+    assert "Changed since the run: jax was 0.9, is " in text
 
 
 def replay(folder, number):
@@ -338,34 +338,35 @@ def test_lanes_that_diverge_are_marked_and_disturb_no_others(ablate, tmp_path):
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "results.jsonl"
-    results.write(path, [{"n": 1}])
+    write_lines(path, [{"n": 1}])
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    message = r"results.jsonl: cannot be written: No space left on device\. What was"
+    message = r"results.jsonl: cannot be written: No space left on device\. Nothing"
     with pytest.raises(StorageError, match=message):
-        results.write(path, [{"n": 1}, {"n": 2}])
-    assert results.read(path) == [{"n": 1}]
+        write_lines(path, [{"n": 1}, {"n": 2}])
+    assert read_file(path) == '{"n": 1}\n'
     assert [p.name for p in tmp_path.iterdir()] == ["results.jsonl"]
 
 
 @pytest.mark.parametrize("file", ["results.jsonl", "results.1.jsonl"])
 def test_lines_of_an_earlier_command_stay_beside_new_ones(tmp_path, file):
     """Also those of a process that takes no part any more."""
-    lanes = axes.sweep({"seeds": 3}, "test").lanes()
+    lanes = axes.make_sweep({"seeds": 3}, "test").lanes()
 
     def line(seed, status):
-        return {"setting": {}, "seed": seed, "status": status}
+        record = make_record(lanes[seed], [], {}, None, None)
+        return record | {"status": status}
 
     old = [line(0, "finished"), line(1, "diverged"), line(2, "interrupted")]
-    results.write(tmp_path / file, old)
+    write_lines(tmp_path / file, old)
     store = Store(tmp_path, lanes)
     assert store.ended.keys() == {0, 1}
     store.keep({2: line(2, "finished")})
     expected = [*old[:2], line(2, "finished")]
-    assert results.read(tmp_path / "results.jsonl") == expected
+    assert read_records(tmp_path) == expected
     assert store.ended.keys() == {0, 1, 2}
 
 
@@ -380,9 +381,10 @@ def test_a_checkpoint_that_does_not_fit_is_not_begun(
     status, _, error = ablate_here(*arguments)
     assert status == 1
     assert re.fullmatch(
-        r"error: .*/checkpoints/0-0: a checkpoint cannot be written or read: No space "
-        r"left on device; needs 1\.\d MB, 0\.0 MB are free\. What was stored before is "
-        r"whole; the same command goes on from there\.\n",
+        r"error: .*/checkpoints/0: a checkpoint cannot be written or read: no space "
+        r"left on device; needs 1\.\d MB, 0\.0 MB are free\. Nothing stored before is "
+        r"lost; the same command resumes\. To start these lanes again, remove the "
+        r"folder\.\n",
         error,
     )
     assert [line["epochs"] for line in lines(out)] == [2] * 4

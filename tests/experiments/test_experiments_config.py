@@ -1,10 +1,15 @@
 """A config is data: its axes, and what is wrong in it in one line before any work."""
 
+import time
+
 import pytest
 
 from experiments import axes
 from experiments.__main__ import main
 from experiments.config import ConfigError
+from experiments.language.config import Config as ModelConfig
+from experiments.runs.files import write_lines
+from experiments.runs.records import make_record
 
 SHIPPED = (
     "vowels_plane vowels_methods vowels_concrete vowels_two_passes classify regress "
@@ -14,7 +19,7 @@ SHIPPED = (
 
 def sweep(text, path):
     path.write_text(text)
-    return axes.sweep(axes.load(path), str(path))
+    return axes.make_sweep(axes.read_toml(path), str(path))
 
 
 @pytest.fixture
@@ -26,7 +31,7 @@ def path(tmp_path):
 def test_shipped_configs_are_valid(pytestconfig, name):
     file = pytestconfig.rootpath / "configs" / f"{name}.toml"
     text = file.read_text()
-    found = axes.sweep(axes.load(file), str(file))
+    found = axes.make_sweep(axes.read_toml(file), str(file))
     assert found.lanes()
     assert f"python -m experiments ablate configs/{name}.toml" in text
 
@@ -57,7 +62,7 @@ def test_lists_are_axes_and_structure_comes_first(path):
 
 @pytest.mark.parametrize(
     ("text", "seeds"),
-    [("", (0, 1, 2, 3)), ("seeds = 2", (0, 1)), ("seeds = [3, 1]", (3, 1))],
+    [("seed = 0", (0, 1, 2, 3)), ("seeds = 2", (0, 1)), ("seeds = [3, 1]", (3, 1))],
 )
 def test_seeds_are_a_number_or_a_list(path, text, seeds):
     assert sweep(text, path).seeds == seeds
@@ -66,7 +71,7 @@ def test_seeds_are_a_number_or_a_list(path, text, seeds):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
+        "seed = 0",
         "seeds = [5, 7]\n[model]\ncell = ['lstm', 'gru']",
         "[dropout]\nmethod = ['keras', 'awd']\nrate = [0.0, 0.5]",
         "[dropout.gates]\nrate = 0.5\nper = 'step'\ndrift = [0.0, 0.1]",
@@ -83,35 +88,35 @@ def test_differences_name_the_field(path):
     first = sweep("seeds = 2", path)
     second = sweep("[train]\nepochs = 8\n[dropout.gates]\nrate = 0.5", path)
     lines = axes.differences(first, second)
-    assert "seeds: [0, 1] there, [0, 1, 2, 3] here" in lines
-    assert "train.epochs: 60 there, 8 here" in lines
-    assert "dropout.gates.rate: nothing there, 0.5 here" in lines
+    assert "seeds was [0, 1], is [0, 1, 2, 3]" in lines
+    assert "train.epochs was 60, is 8" in lines
+    assert "dropout.gates.rate was not set, is 0.5" in lines
 
 
 WRONG = [
-    ("sedes = 3", "sedes: unknown field."),
+    ("sedes = 3", "sedes: unknown field; did you mean seeds?"),
     ("[model]\nunits = 64\ndepth = 2", "model.depth: unknown field."),
     ("[model]\ndepth = [2, 3]", "model.depth: unknown field."),
     ("seeds = 0", "seeds: must be at least 1, got 0."),
-    ("seeds = 2.5", "seeds: must be integers, got 2.5."),
-    ('seeds = "3"', "seeds: must be integers, got '3'."),
+    ("seeds = 2.5", "seeds: must be a valid integer, got 2.5."),
+    ('seeds = "3"', "seeds: must be a valid integer, got '3'."),
     ("seeds = [1, 1]", "seeds: values must differ, got [1, 1]."),
     ("seeds = []", "seeds: must have at least one value, got []."),
-    ("seeds = [-1, 2]", "seeds: must be integers, got -1."),
-    ("seed = -1", "seed: Input should be greater than or equal to 0, got -1."),
-    ('task = "imdb"', "task: Input should be an object, got 'imdb'."),
-    ("[task]\ntest = 1.5", "task.test: Input should be less than 1, got 1.5."),
+    ("seeds = [-1, 2]", "seeds: must be greater than or equal to 0, got -1."),
+    ("seed = -1", "seed: must be greater than or equal to 0, got -1."),
+    ('task = "imdb"', "task: must be a table (name, data, test, window)."),
+    ("[task]\ntest = 1.5", "task.test: must be less than 1, got 1.5."),
     (
         '[task]\ndata = ["a", "b"]',
-        'task.data: must be one value for the whole sweep, got ["a", "b"].',
+        'task.data: must have one value in the whole sweep, got ["a", "b"].',
     ),
     (
         "[train]\nepochs = [4, 8]",
-        "train.epochs: must be one value for the whole sweep, got [4, 8].",
+        "train.epochs: must have one value in the whole sweep, got [4, 8].",
     ),
     (
         "[dropout.inputs]\nrate = [0.0, 1.5]",
-        "dropout.inputs.rate: Input should be less than or equal to 1, got 1.5.",
+        "dropout.inputs.rate: must be less than or equal to 1, got 1.5.",
     ),
     (
         "[dropout.inputs]\nrate = []",
@@ -123,40 +128,40 @@ WRONG = [
     ),
     (
         '[dropout.recurrent]\nper = "batch"',
-        "dropout.recurrent.per: Input should be 'sequence' or 'step', got 'batch'.",
+        "dropout.recurrent.per: must be 'sequence' or 'step', got 'batch'.",
     ),
     (
         '[dropout.recurrent]\nkind = "zoneout"',
-        "dropout.recurrent.kind: Input should be 'bernoulli', 'gaussian' or "
+        "dropout.recurrent.kind: must be 'bernoulli', 'gaussian' or "
         "'concrete', got 'zoneout'.",
     ),
     (
         '[dropout]\nmethod = "bayes"',
-        "dropout.method: no such method; there are none, pham, zaremba,",
+        "dropout.method: must be one of none, pham, zaremba,",
     ),
     (
         "[train]\nlearning_rate = -1.0",
-        "train.learning_rate: Input should be greater than 0, got -1.0.",
+        "train.learning_rate: must be greater than 0, got -1.0.",
     ),
     (
         "[train]\nlearning_rate = inf",
-        "train.learning_rate: Input should be a finite number, got inf.",
+        "train.learning_rate: must be a finite number, got inf.",
     ),
     (
         "[train]\nlearning_rate = [0.1, nan]",
-        "train.learning_rate: Input should be a finite number, got nan.",
+        "train.learning_rate: must be a finite number, got nan.",
     ),
     (
         "[train]\nevaluate_every = 7",
-        "train: evaluate_every = 7 must divide epochs = 60.",
+        "train.evaluate_every: must divide train.epochs, got 7 and 60.",
     ),
     (
         "[train]\ncheckpoint_every = 0",
-        "train.checkpoint_every: Input should be greater than or equal to 1, got 0.",
+        "train.checkpoint_every: must be greater than or equal to 1, got 0.",
     ),
-    ("[train]\nepochs = 1e2", "train.epochs: Input should be a valid integer"),
-    ("[model]\nunits = 0", "model.units: Input should be greater than or equal to 1"),
-    ('[model]\ncell = "elman"', "model.cell: Input should be 'lstm', "),
+    ("[train]\nepochs = 1e2", "train.epochs: must be a valid integer"),
+    ("[model]\nunits = 0", "model.units: must be greater than or equal to 1"),
+    ('[model]\ncell = "elman"', "model.cell: must be 'lstm', "),
     ("seeds = ", "not a TOML file: "),
     (
         "[dropout.inputs]\nrate = ["
@@ -164,7 +169,7 @@ WRONG = [
         + "]\n[dropout.recurrent]\nrate = ["
         + ",".join(f"0.{n:04}" for n in range(1000))
         + "]",
-        "4,000,000 lanes; at most 1,000,000 will do.",
+        "has 4,000,000 lanes; the most are 1,000,000.",
     ),
 ]
 
@@ -175,16 +180,102 @@ def test_a_wrong_config_is_one_clear_line(path, text, message):
         sweep(text, path)
     assert str(error.value).startswith(f"{path}: {message}")
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < len(str(path)) + 500
+
+
+HOSTILE = [
+    ("", "has no fields; configs/ has examples."),
+    ("# only a comment", "has no fields"),
+    ("seeds = " + "[" * 5000 + "]" * 5000, "is nested too deeply"),
+    ("task = " + "{a = " * 5000 + "1" + "}" * 5000, "is nested too deeply"),
+    (".".join(["a"] * 100_000) + " = 1", "is nested too deeply"),
+    (".".join(["a"] * 10) + " = 1", "a.a.a.a.a.a.a.a.a.a: unknown field"),
+    ("[" + ".".join(["'a'"] * 100_000) + "]", "is nested too deeply"),
+    ("task.name = " + "[" * 50 + "]" * 50, "task.name: must be a valid string, got"),
+    ("[dropout.inputs]\nrate = [[0.1]]", "dropout.inputs.rate: must be a valid number"),
+    ("[dropout.inputs]\nrate = {a = 1}", "dropout.inputs.rate.a: unknown field"),
+    ("seed.x = 1", "seed.x: unknown field"),
+    ("[train.epochs]\nx = 1", "train.epochs.x: unknown field"),
+    ('"train.epochs" = 5', '"train.epochs": unknown field; did you mean train.epochs?'),
+    ("seed = " + "9" * 5000, "not a TOML file: "),
+    ("seed = 1" + "0" * 30, "seed: must be less than or equal to 2147483647, got 1000"),
+    ("seeds = 1000000000", "has 1,000,000,000 lanes; the most are 1,000,000."),
+    ("seeds = 10000000", "has 10,000,000 lanes"),
+    ("[train]\nbatch = 2147483648", "train.batch: must be less than or equal to 2147"),
+    ("[dropout]\nrate = 2020-01-01", "dropout.rate: must be a valid number, got date"),
+    ("seed = true", "seed: must be a valid integer, got True."),
+    ("[train]\nepochs = nan", "train.epochs: must be a valid integer"),
+    (f"[model]\n{'x' * 100_000} = 1", "model.xxxx"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_config_is_one_short_line_at_once(path, text, message):
+    started = time.process_time()
+    test_a_wrong_config_is_one_clear_line(path, text, message)
+    assert time.process_time() - started < 2.0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffseeds = 3\n# naïve".encode(),
+        "seeds = 3\r\n# naïve".encode(),
+    ],
+)
+def test_a_config_is_utf8_whatever_the_locale(path, content, monkeypatch):
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
+    path.write_bytes(content)
+    assert axes.read_toml(path) == {"seeds": 3}
+    path.write_bytes(b"seeds = 3 # \xff")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        axes.read_toml(path)
+
+
+def test_values_of_static_axes_are_checked_together():
+    raw = {"model": {"layers": [1, 2], "top_units": [0, 4]}}
+    swept = axes.make_sweep(raw, "test", ModelConfig)
+    with pytest.raises(ConfigError, match=r"^test: model\.top_units: must be 0 if"):
+        swept.lanes()
+
+
+def test_an_integer_is_a_number_where_a_number_is_asked_for():
+    swept = axes.make_sweep({"train": {"learning_rate": 1}}, "test")
+    assert repr(swept.base.train.learning_rate) == "1.0"
+
+
+def test_ten_thousand_lanes_are_listed_and_checked_at_once():
+    rates = [n / 1000 for n in range(50)]
+    raw = {"seeds": 4, "dropout": {s: {"rate": rates} for s in ("inputs", "recurrent")}}
+    started = time.process_time()
+    lanes = axes.make_sweep(raw, "test").lanes()
+    assert len(lanes) == 10_000
+    assert lanes[-1].config.dropout.recurrent.rate == rates[-1]
+    assert time.process_time() - started < 5.0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["missing.toml"], "missing.toml: No such file or directory."),
-        (["--seeds", "0"], "seeds: must be at least 1, got 0."),
+        (["--seeds", "0"], "command line: seeds: must be at least 1, got 0."),
+        (["--memory", "nan"], "memory: must be above 0 GB, got nan."),
+        (["--memory", "-1"], "memory: must be above 0 GB, got -1.0."),
+        (["--coordinator", "nowhere"], "coordinator: must be host:port, got 'nowhere'"),
+        (["--coordinator", "a:b"], "coordinator: must be host:port, got 'a:b'."),
+        (["--processes", "0"], "processes: must be at least 1, got 0."),
+        (
+            ["--processes", "2", "--process", "2"],
+            "process: must be at least 0 and below 2, got 2.",
+        ),
+        (["--distributed"], "distributed: the processes cannot meet: "),
+        (
+            ["--dropout.inputs.kind", "gaussian", "--dropout.inputs.rate", "1"],
+            "The network cannot be built: ",
+        ),
         (
             ["--dropout.inputs.rate", "0", "2"],
-            "dropout.inputs.rate: Input should be less than or equal to 1, got 2.0.",
+            "dropout.inputs.rate: must be less than or equal to 1, got 2.0.",
         ),
         (
             ["--train.validation", "0.001"],
@@ -258,19 +349,22 @@ def test_the_command_line_refuses_before_any_work(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "line: must be FILE:NUMBER, as runs/x/results.jsonl:17, got not"),
-        (["missing.jsonl:3"], "line: must be FILE:NUMBER"),
-        (["results.jsonl:0"], "results.jsonl: has lines 1 to 1, got 0."),
-        (["results.jsonl:2"], "results.jsonl: has lines 1 to 1, got 2."),
         (
-            ["results.jsonl:1"],
-            "must be a lane that was trained to the end, got one tha",
+            ["nothing"],
+            "line: must be FILE:NUMBER, such as runs/x/results.jsonl:17, got not",
         ),
+        (["missing.jsonl:3"], "line: must be FILE:NUMBER"),
+        (["results.jsonl:0"], "results.jsonl: has lanes 1 to 1, got 0."),
+        (["results.jsonl:2"], "results.jsonl: has lanes 1 to 1, got 2."),
+        (["results.jsonl:1"], "must be a lane that has ended, got an interrupted one"),
+        (["results.jsonl:9999999999999"], "line: must be FILE:NUMBER"),
     ],
 )
 def test_replay_refuses(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "results.jsonl").write_text('{"status": "interrupted"}\n')
+    (lane,) = axes.make_sweep({"seeds": 1}, "test").lanes()
+    record = make_record(lane, [4], {"valid_nll": [1.0]}, None, None)
+    write_lines(tmp_path / "results.jsonl", [record])
     assert main(["replay", *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -278,8 +372,11 @@ def test_replay_refuses(arguments, message, capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], "ablate replay report"),
-        (["ablate"], "--dropout.recurrent.rate vertical arrows --train.epochs Passes"),
+        ([], "ablate train configs evaluate replay report export --version"),
+        (
+            ["ablate"],
+            "--dropout.recurrent.rate recurrent_dropout --train.epochs Passes",
+        ),
         (["replay"], "RESULTS.jsonl:LINE"),
         (["report"], "--figure"),
     ],

@@ -1,4 +1,4 @@
-"""A second pass costs what the papers say, and nothing where both are the same."""
+"""Penalties on two passes follow the papers, and vanish if both are the same."""
 
 import tomllib
 
@@ -12,8 +12,8 @@ from helpers import traced_once
 
 import rdrop
 from experiments import axes, second_pass
-from experiments.ablate import divide
 from experiments.config import ConfigError, SecondPass, Task
+from experiments.engine import divide
 from experiments.sweep import make_lanes
 from experiments.task import Batch
 from experiments.tasks import find, japanese_vowels, label
@@ -45,7 +45,7 @@ def params(data):
 def prepared(data, **changes):
     """The configs of a sweep, and its lanes."""
     changes = {f"second_pass.{name}": value for name, value in changes.items()}
-    swept = axes.sweep(axes.nest(SMALL | NOISE | changes), "test")
+    swept = axes.make_sweep(axes.nest(SMALL | NOISE | changes), "test")
     configs = [lane.config for lane in swept.lanes()]
     return configs, make_lanes(configs, data)
 
@@ -134,13 +134,13 @@ def test_the_second_pass_has_other_keys_but_where_it_shares():
 
 def test_weights_are_an_axis_of_one_program_and_survive_a_file():
     raw = {"penalty": ["fraternal", "r_drop"], "weight": [0.1, 1.0], "shares": "gates"}
-    swept = axes.sweep({"seeds": 1, "second_pass": raw}, "test")
+    swept = axes.make_sweep({"seeds": 1, "second_pass": raw}, "test")
     parts = divide(swept.lanes())
     assert [part.structure for part in parts] == [
         {"second_pass.penalty": "fraternal"},
         {"second_pass.penalty": "r_drop"},
     ]
-    again = axes.sweep(tomllib.loads(axes.to_toml(swept)), "test")
+    again = axes.make_sweep(tomllib.loads(axes.to_toml(swept)), "test")
     assert again == swept
 
 
@@ -164,15 +164,15 @@ def test_steps_count_as_they_do_in_the_loss(rng):
     [
         (
             {"penalty": "ladder"},
-            "second_pass.penalty: Input should be 'none', 'fraternal', 'r_drop' or",
+            "second_pass.penalty: must be 'none', 'fraternal', 'r_drop' or",
         ),
         (
             {"penalty": "fraternal", "weight": -1.0},
-            "second_pass.weight: Input should be greater than or equal to 0, got -1.0",
+            "second_pass.weight: must be greater than or equal to 0, got -1.0",
         ),
         (
             {"penalty": "fraternal", "shares": "inputs weights"},
-            "second_pass.shares: no such site weights; there are inputs, outputs, ",
+            "second_pass.shares: must be names of sites",
         ),
         (
             {"penalty": "fraternal", "shares": "inputs recurrent_weights"},
@@ -193,7 +193,7 @@ def test_what_does_not_go_together_is_refused(data, changes, message):
 @pytest.mark.parametrize("method", ["none", "keras"])
 def test_without_noise_there_is_nothing_to_compare(data, penalty, method):
     raw = SMALL | {"second_pass.penalty": penalty, "dropout.method": method}
-    configs = [lane.config for lane in axes.sweep(axes.nest(raw), "test").lanes()]
+    configs = [lane.config for lane in axes.make_sweep(axes.nest(raw), "test").lanes()]
     with pytest.raises(ConfigError, match=f"penalty: {penalty} compares passes that d"):
         make_lanes(configs, data)
 
@@ -205,7 +205,7 @@ def test_a_method_has_sites_to_share(data):
         "dropout.method": "awd",
         "dropout.rate": [0.0, 0.5],
     }
-    lanes = axes.sweep(axes.nest(raw), "test").lanes()
+    lanes = axes.make_sweep(axes.nest(raw), "test").lanes()
     assert len(make_lanes([lane.config for lane in lanes], data).penalty) == 2
 
 

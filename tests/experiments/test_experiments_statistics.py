@@ -1,4 +1,4 @@
-"""Statistics agree with tables and definitions, and err as rarely as they say."""
+"""Statistics agree with tables, with scipy and with each other."""
 
 import math
 
@@ -54,6 +54,7 @@ def test_seeds_needed_are_those_of_the_tables(effect, seeds):
     """Cohen's small, medium and large effect in a paired test, two-sided 5 %, 80 %."""
     assert statistics.seeds_needed(with_effect(effect)) == seeds
     assert statistics.power(effect, seeds) >= 0.8 > statistics.power(effect, seeds - 1)
+    assert statistics.seeds_needed(with_effect(effect), 0.05 / 6) > seeds
 
 
 def test_seeds_needed_have_ends():
@@ -65,8 +66,10 @@ def test_seeds_needed_have_ends():
 
 def test_power_is_how_often_an_effect_is_seen(rng):
     differences = 1.5 + rng.normal(size=(RUNS, 5))
-    seen = sum(statistics.paired_p(d) < 0.05 for d in differences)
-    assert_frequency(seen, RUNS, statistics.power(1.5, 5))
+    ps = [statistics.paired_p(d) for d in differences]
+    for level in (0.05, 0.01):
+        seen = sum(p < level for p in ps)
+        assert_frequency(seen, RUNS, statistics.power(1.5, 5, level))
 
 
 @pytest.mark.parametrize(
@@ -99,13 +102,50 @@ def test_comparisons_are_one_family():
     compared = [c for c in found if c]
     assert [c.family for c in compared] == [3, 3, 3]
     assert [c.p_holm for c in compared] == statistics.holm([c.p for c in compared])
+    assert [c.level for c in compared] == pytest.approx([0.05 / 3, 0.05 / 2, 0.05])
     assert [c.verdict() for c in compared] == [
         "lower than the baseline",
         "higher than the baseline",
-        "no evidence of a difference",
+        statistics.UNSETTLED,
     ]
-    assert compared[0].sentence().startswith("lower than the baseline (-0.307, 95 % CI")
-    assert compared[0].sentence().endswith("by Holm over 3)")
+    assert [c.lower for c in compared] == [True, False, False]
+    assert [c.higher for c in compared] == [False, True, False]
+    sentence = compared[0].sentence()
+    assert sentence.startswith(
+        "lower than the baseline (\N{MINUS SIGN}0.307, interval \N{MINUS SIGN}0."
+    )
+    assert sentence.endswith("after Holm's correction for 3 tests)")
+
+
+def test_intervals_and_seeds_needed_agree_with_the_verdict(rng):
+    """A verdict, its interval and the seeds needed never contradict each other."""
+    settled = 0
+    for seeds in (2, 3, 4, 8):
+        effects = rng.uniform(0, 3, size=(10, 6, 1))
+        for differences in effects + rng.normal(size=(10, 6, seeds)):
+            zero = np.zeros(seeds)
+            for found in statistics.compare([(d, zero) for d in differences]):
+                outside = found.low > 0 or found.high < 0
+                assert outside == found.settled
+                if not found.settled:
+                    assert found.seeds_needed is None or found.seeds_needed > seeds
+                settled += found.settled
+    assert settled > 30
+
+
+def test_levels_by_hand():
+    """Sorted, 5 % over 4, 3, 2 and 1, up to the first that fails."""
+    levels = [0.05 / 2, 0.05 / 3, 0.05, 0.05 / 4]
+    assert statistics.levels([0.02, 0.01, 0.04, 0.001]) == pytest.approx(levels)
+    stopped = [0.05 / 3, 0.05 / 3, 0.05 / 3, 0.05 / 4]
+    assert statistics.levels([0.02, 0.018, 0.04, 0.001]) == pytest.approx(stopped)
+    assert statistics.levels([]) == []
+
+
+def test_t_intervals_are_those_of_scipy(rng):
+    values = rng.normal(size=5)
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.99)
+    assert statistics.t_interval(values, 0.01) == pytest.approx(tuple(expected))
 
 
 def test_one_seed_has_no_statistics():
@@ -113,3 +153,16 @@ def test_one_seed_has_no_statistics():
     assert statistics.compare([(one, one - 0.1)]) == [None]
     assert statistics.mean_sd(one) == "0.500"
     assert statistics.mean_sd(np.array([0.4, 0.6])) == "0.500 ±0.141"
+    assert statistics.mean_sd(np.array([0.4, np.nan])) == "-"
+
+
+@pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (1.0, 10), (2.0, 3)])
+def test_power_is_the_noncentral_t(effect, seeds):
+    critical = scipy.stats.t.isf(0.025, seeds - 1)
+    upper = scipy.stats.nct(seeds - 1, effect * math.sqrt(seeds)).sf(critical)
+    assert statistics.power(effect, seeds) == pytest.approx(upper, abs=2e-4)
+
+
+def test_power_of_a_strong_effect_at_two_seeds():
+    """The chance is small, however strong the effect looks."""
+    assert 0.1 < statistics.power(13.0, 2, 0.05 / 6) < 0.3

@@ -23,7 +23,7 @@ SMALL = {
 
 
 def compiled(raw=SMALL, **options):
-    found = axes.sweep(raw, "test")
+    found = axes.make_sweep(raw, "test")
     task = find(found.base.task.name)
     configs = [lane.config for lane in found.lanes()]
     return sweep.compile_sweep(configs, task, task.load(found.base.task), **options)
@@ -104,7 +104,7 @@ def test_lanes_that_do_not_fit_are_trained_some_at_a_time(program, history):
 
 @pytest.mark.slow
 def test_where_not_one_lane_fits_it_is_said():
-    with pytest.raises(ConfigError, match=r"One lane needs .* MB .*, where there are"):
+    with pytest.raises(ConfigError, match=r"One lane needs .* MB .*, which has"):
         compiled(memory=1000.0)
 
 

@@ -92,7 +92,7 @@ def test_sizes_of_the_vowels_are_the_published_ones():
     assert np.bincount(data.train.targets).tolist() == [30] * 9
     assert np.bincount(data.test.targets).tolist() == TEST_UTTERANCES
     assert data.strata is data.train.targets
-    assert data.units == {"nll": "nats an utterance", "accuracy": ""}
+    assert data.units == {"nll": "nats per utterance", "accuracy": ""}
     assert "CC BY 4.0" in data.source
 
 
@@ -410,7 +410,7 @@ def test_what_characters_say_of_themselves(save):
     data = characters.load(save(TEXT, "my.txt", window=20))
     assert data.outputs == len(set(TEXT)) + 1
     assert (data.readout, data.strata) == ("each", None)
-    assert data.units == {"nll": "nats a character", "accuracy": ""}
+    assert data.units == {"nll": "nats per character", "accuracy": ""}
     assert characters.score is label.score
 
 
@@ -441,7 +441,7 @@ def test_the_example_of_an_own_task(pytestconfig):
 @pytest.mark.parametrize("name", tasks.BUILTIN[1:])
 def test_the_config_of_a_task_lacks_only_the_data(pytestconfig, name):
     path = pytestconfig.rootpath / "configs" / f"{name}.toml"
-    options = axes.sweep(axes.load(path), str(path)).base.task
+    options = axes.make_sweep(axes.read_toml(path), str(path)).base.task
     assert options.name == name
     assert refusal(tasks.find(name).load, options).startswith("task.data: must name a")
 
@@ -594,7 +594,7 @@ TABLES = [
     (table(), "must have rows below its header."),
     (
         table(header="sequence;target;f"),
-        "must have a column sequence, got sequence;target;f.",
+        "must have commas between the columns of its header, got 'sequence;target;f'.",
     ),
     (table(header="sequence,f"), "must have a column target, got sequence, f."),
     (
@@ -615,11 +615,11 @@ TABLES = [
     ),
     (
         table(*ROWS, "d,test,1,2"),
-        ":6: must have 5 cells as the header has, got 4.",
+        ":6: must have 5 cells, as the header has, separated by commas, got 4.",
     ),
     (
         table(*ROWS, "d,test,1,2,3,4"),
-        ":6: must have 5 cells as the header has, got 6.",
+        ":6: must have 5 cells, as the header has, separated by commas, got 6.",
     ),
     (
         table("a,train,0,1,two"),

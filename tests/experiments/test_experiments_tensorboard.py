@@ -1,4 +1,4 @@
-"""Event files hold every figure of every lane, in the format that TensorBoard reads."""
+"""Event files hold every metric of every lane, in the format that TensorBoard reads."""
 
 import struct
 
@@ -8,14 +8,14 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from experiments.report import tensorboard
-from experiments.report.outcomes import read_lines
+from experiments.runs.records import read_records
 
 AXES = {"model.cell": ["lstm", "gru"], "dropout.rate": [0.0, 0.5]}
 START = "_hparams_/session_start_info"
 
 
 def crc32c(data):
-    """Castagnoli's cyclic redundancy check, a bit at a time."""
+    """Castagnoli's cyclic redundancy check, bit by bit."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -75,7 +75,7 @@ def test_every_lane_is_a_run_with_its_metrics_and_setting(tmp_path):
     root = tensorboard.write(run)
     assert root == tmp_path / "tensorboard"
     folders = sorted(root.iterdir())
-    lanes = read_lines(run)
+    lanes = read_records(run)
     assert len(folders) == len(lanes) == 8
     assert folders[3].name == "003 model.cell=lstm dropout.rate=0.5 seed=1"
     for folder, lane in zip(folders, lanes, strict=True):

@@ -47,7 +47,7 @@ def lstm(data):
 
 def configs(**changes):
     raw = axes.nest(axes.flatten(SMALL) | changes)
-    return [lane.config for lane in axes.sweep(raw, "test").lanes()]
+    return [lane.config for lane in axes.make_sweep(raw, "test").lanes()]
 
 
 def first_lane(lanes):

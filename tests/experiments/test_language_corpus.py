@@ -1,5 +1,6 @@
 """Texts become the tokens that the papers count, and no token is lost or doubled."""
 
+import json
 import os
 from pathlib import Path
 
@@ -26,9 +27,14 @@ LINES = {
 
 @pytest.fixture
 def folder(tmp_path):
-    for split, text in LINES.items():
-        (tmp_path / f"ptb.{split}.txt").write_text(text)
-    return tmp_path
+    return write(tmp_path, LINES)
+
+
+def write(folder, texts):
+    """Writes the texts as they are, whatever the platform's newline."""
+    for split, text in texts.items():
+        (folder / f"ptb.{split}.txt").write_bytes(text.encode())
+    return folder
 
 
 def tokens(corpus, split):
@@ -46,18 +52,85 @@ def test_a_word_outside_the_vocabulary_is_unknown(folder):
     assert tokens(corpus, "valid") == ["the", "<unk>", "sat", "<eos>"]
 
 
-def test_characters_of_a_line_are_joined_by_a_space_and_end_in_one_token(folder):
+def test_spaces_around_every_line_are_not_part_of_it(folder):
+    """As in the Penn Treebank."""
     (folder / "ptb.valid.txt").write_text(" the cat \n")
     corpus = load(Task("characters", str(folder)))
-    assert tokens(corpus, "test") == ["a", "_", "c", "a", "t", "<eos>"]
-    assert tokens(corpus, "train")[:12] == [*"the_cat_<unk"]
+    assert tokens(corpus, "test") == [*"a cat", "<eos>"]
+    assert tokens(corpus, "train")[:12] == [*"the cat <unk"]
+
+
+# Of all that str.splitlines ends a line at, or str.split takes for a space.
+SEPARATORS = "\v\f\r\x1c\x1d\x1e\x1f\x85\u2028\u2029\xa0\u2003\u3000\t"
+CODE = "def f(x):\n    return  a_b\t \n\n   # ends here "
+
+
+def characters(tmp_path, text):
+    """The tokens of a text of characters, in three files that are the same."""
+    write(tmp_path, dict.fromkeys(LINES, text))
+    corpus = load(Task("characters", str(tmp_path)))
+    assert tokens(corpus, "train") == tokens(corpus, "test")
+    return tokens(corpus, "valid")
+
+
+@pytest.mark.parametrize("text", [CODE, f"a{SEPARATORS}b", " a \nb ", "\ufeffa\ufeff"])
+def test_characters_are_those_of_the_file_and_only_newlines_end_lines(tmp_path, text):
+    expected = [*text.removeprefix("\ufeff"), "\n"]
+    found = characters(tmp_path, text)
+    assert found == ["<eos>" if c == "\n" else c for c in expected]
+    assert characters(tmp_path, text + "\n") == found
+
+
+def test_a_newline_of_windows_is_a_newline(tmp_path):
+    assert characters(tmp_path, "a\r\n\r\nb\r\n") == [
+        *"a",
+        "<eos>",
+        "<eos>",
+        "b",
+        "<eos>",
+    ]
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_only_newlines_end_lines_of_words(tmp_path, separator):
+    write(tmp_path, dict.fromkeys(LINES, f"a{separator}b\n\na\n"))
+    corpus = load(Task("words", str(tmp_path)))
+    assert tokens(corpus, "train") == ["a", "b", "<eos>", "<eos>", "a", "<eos>"]
+
+
+@pytest.mark.parametrize("split", LINES)
+def test_a_word_that_ends_lines_is_refused(folder, split):
+    (folder / f"ptb.{split}.txt").write_text("the cat\nthe <eos> cat\n")
+    with pytest.raises(ConfigError, match=rf"ptb.{split}.txt:2: the word '<eos>' stan"):
+        load(Task("words", str(folder)))
+    characters(folder, "a <eos> b")  # five characters, of which none ends a line
+
+
+def test_the_fingerprint_is_of_the_tokens_and_of_where_the_parts_end(tmp_path):
+    texts = [
+        {"train": "a b\n", "valid": "a a\n", "test": "b\n"},
+        {"train": "a c\n", "valid": "a a\n", "test": "c\n"},  # the same ids
+        {"train": "a b\n", "valid": "a\n", "test": "a\nb\n"},
+        {"train": "a b\n", "valid": "a b\n", "test": "b\n"},
+    ]
+    corpora = [load(Task("words", str(write(tmp_path, each)))) for each in texts]
+    assert corpora[0].train.tolist() == corpora[1].train.tolist()
+    assert len({corpus.fingerprint for corpus in corpora}) == 4
+    again = corpora[0]._replace(test=corpora[0].test.astype(np.int64))
+    assert again.fingerprint == corpora[0].fingerprint == "77e769009c3c9987"
+
+
+def test_a_vocabulary_survives_json(tmp_path):
+    write(tmp_path, dict.fromkeys(LINES, 'é " \\ \u2028\U0001f600'))
+    vocabulary = load(Task("characters", str(tmp_path))).vocabulary
+    assert tuple(json.loads(json.dumps(vocabulary))) == vocabulary
 
 
 @pytest.mark.parametrize(
     ("split", "text", "message"),
     [
         ("valid", None, r"must be a folder with three .* named after valid: none"),
-        ("test", " \n", r"ptb.test.txt: must be a text, got nothing in it"),
+        ("test", " \n", r"ptb.test.txt: must be a text, got only whitespace"),
         ("train", b"\xff", r"ptb.train.txt: must be UTF-8 text"),
     ],
 )
@@ -77,7 +150,7 @@ def test_a_missing_folder_is_named_with_what_belongs_there(data):
 
 
 def test_a_character_that_training_lacks_is_named(folder):
-    with pytest.raises(ConfigError, match="valid text has 'd', which the training"):
+    with pytest.raises(ConfigError, match="valid text has 'd', which is not in the tr"):
         load(Task("characters", str(folder)))
 
 
@@ -92,22 +165,23 @@ def test_two_files_of_a_split_are_refused(folder):
     ("name", "size", "counts", "start"),
     [
         ("words", 10_000, (929_589, 73_760, 82_430), "aer banknote berlitz calloway"),
-        ("characters", 50, (5_017_482, 393_042, 442_423), "a e r _ b a n k n o t e"),
+        ("characters", 50, (5_017_482, 393_042, 442_423), "aer banknote berlitz"),
     ],
 )
 def test_counts_are_the_published_ones(name, size, counts, start):
     corpus = load(Task(name, PTB))
     assert len(corpus.vocabulary) == size
     assert tuple(len(part) for part in corpus[1:]) == counts
-    assert tokens(corpus, "train")[: len(start.split())] == start.split()
-    written = Path(PTB, "ptb.test.txt").read_text()
-    glue, space = (" ", " ") if name == "words" else ("", "_")
+    glue = " " if name == "words" else ""
+    assert glue.join(tokens(corpus, "train")).startswith(start)
+    written = Path(PTB, "ptb.test.txt").read_text(encoding="utf-8")
     text = glue.join(tokens(corpus, "test")).replace("<eos>", "\n")
-    lines = [space.join(line.split()) for line in written.splitlines()]
-    assert [line.strip() for line in text.splitlines()] == lines
+    assert [n.strip() for n in text.splitlines()] == [
+        " ".join(line.split()) for line in written.splitlines()
+    ]
 
 
-def test_training_rows_go_on_where_they_are_cut():
+def test_each_training_row_continues_the_one_before():
     rows = training_rows(np.arange(11, dtype=np.int32), 3)
     assert rows.inputs.tolist() == [[0, 1], [3, 4], [6, 7]]
     assert rows.targets.tolist() == [[1, 2], [4, 5], [7, 8]]

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,16 +17,21 @@ import pytest
 from scipy import special
 
 import rdrop
-from experiments import axes, results
+from experiments import __main__ as commands
+from experiments import axes
 from experiments.__main__ import main
 from experiments.config import Noise
-from experiments.language import parameters, run
+from experiments.language import run
 from experiments.language.config import Config, Dropout, Model, Words
 from experiments.language.corpus import whole_rows
 from experiments.language.evaluate import make_montecarlo, scale_rates
 from experiments.language.model import init, make_model, noises
 from experiments.language.train import blank_carry, make_evaluate
-from experiments.running import Watch
+from experiments.progress import Watch
+from experiments.runs.evaluations import read_evaluations
+from experiments.runs.files import fingerprint, write_lines
+from experiments.runs.records import read_records
+from experiments.runs.weights import load_weights, weights_path
 
 TOML = """
 [task]
@@ -84,16 +90,16 @@ def train(text, config, folder, *arguments):
 @pytest.fixture
 def no_report(monkeypatch):
     """Leaves out the report, whose figures take longer than the training."""
-    monkeypatch.setattr(run, "conclude", lambda folder, events: None)
+    monkeypatch.setattr(commands, "_concluding", lambda events: lambda folder: None)
 
 
 def lines(folder):
-    return results.read(folder / "results.jsonl")
+    return read_records(folder)
 
 
 def contents(folder):
     """What must be bitwise equal."""
-    files = [folder / "results.jsonl", *sorted((folder / "parameters").iterdir())]
+    files = [folder / "results.jsonl", *sorted((folder / "weights").iterdir())]
     return [path.read_bytes() for path in files]
 
 
@@ -110,8 +116,10 @@ def test_each_lane_has_a_line_parameters_and_a_part_in_the_report(finished):
         assert metrics["valid_nll"][-1] < metrics["valid_nll"][0]
         perplexity = np.exp(metrics["test_nll"])
         np.testing.assert_allclose(metrics["test_perplexity"], perplexity, rtol=1e-6)
-        params = parameters.load(parameters.path_of(finished, place))
-        assert results.fingerprint(params) == line["parameters"]
+        weights = load_weights(weights_path(finished, place))
+        assert fingerprint(weights.params) == line["parameters"]
+        assert "<eos>" in weights.names
+        assert ("rate = 0.3" in weights.config) == bool(place)
     quiet, noisy = (line["metrics"]["train_nll"] for line in found)
     assert all(a != b for a, b in zip(quiet, noisy, strict=True))
     assert "dropout.outputs.rate" in (finished / "report.html").read_text()
@@ -120,9 +128,9 @@ def test_each_lane_has_a_line_parameters_and_a_part_in_the_report(finished):
 
 
 def test_kept_parameters_have_the_losses_that_are_written(finished, text):
-    sweep = axes.sweep(axes.load(finished / "config.toml"), "run", Config)
+    sweep = axes.make_sweep(axes.read_toml(finished / "config.toml"), "run", Config)
     config = sweep.lanes()[1].config
-    params = parameters.load(parameters.path_of(finished, 1))
+    params = load_weights(weights_path(finished, 1)).params
     corpus = run.load(config.task)
     model = make_model(config, len(corpus.vocabulary))
     nll = make_evaluate(model, 5)(
@@ -141,7 +149,7 @@ class _Stops(Watch):
         super().announce(name, note)
         self.windows -= 1
         if self.windows < 0:
-            self.ask_to_stop()
+            self.request_stop()
 
 
 @pytest.mark.slow
@@ -149,8 +157,8 @@ def test_stopped_in_mid_epoch_it_goes_on_to_the_same_bits(
     finished, text, config, tmp_path, monkeypatch
 ):
     """Stopped every 40 windows, of which an epoch has 31, a window at a time."""
-    monkeypatch.setattr("experiments.running.Watch", _Stops)
-    monkeypatch.setattr(run, "SECONDS_A_CALL", 0.0)
+    monkeypatch.setattr("experiments.progress.Watch", _Stops)
+    monkeypatch.setattr(run, "SECONDS_PER_STEP", 0.0)
     arguments = text, config, tmp_path / "run", "--dropout.outputs.rate", "0", "0.3"
     statuses = [train(*arguments)]
     while statuses[-1] == 130:
@@ -176,7 +184,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(text, config, tmp_pat
     assert train(text, config, whole, *longer) == 0
     command = [sys.executable, "-m", "experiments", "train", str(config), *longer]
     command += ["--task.data", str(text), "--out", str(killed)]
-    faster = "import experiments.language.run as r; r.SECONDS_A_CHECKPOINT = 0.0; "
+    faster = "import experiments.language.run as r; r.SECONDS_PER_CHECKPOINT = 0.0; "
     faster += "from experiments.__main__ import main; import sys; main(sys.argv[1:])"
     command[1:3] = ["-c", faster]
     generator = random.Random(0)
@@ -222,10 +230,13 @@ def test_a_lane_that_diverges_is_marked_and_the_next_is_trained(text, config, tm
         (["--train.window", "500"], "train.window: must be at most"),
         (["--train.batch", "500"], "train.batch: must leave each row two"),
         (["--model.cell", "gru", "--dropout.cell-state.rate", "0.1"], "cell_state"),
-        (["--model.layers", "1", "--model.top-units", "3"], "top_units must be 0"),
+        (
+            ["--model.layers", "1", "--model.top-units", "3"],
+            "top_units: must be 0 if",
+        ),
         (["--dropout.inputs.learn", "True"], "dropout.inputs.learn: must be false"),
         (["--train.decay", "1.5"], "train.decay: .* less than or equal to 1"),
-        (["--second-pass.shares", "no"], "second_pass.shares: no such site no"),
+        (["--second-pass.shares", "no"], "second_pass.shares: must be names of sites"),
     ],
 )
 def test_mistakes_are_named_before_any_work(
@@ -250,14 +261,59 @@ def test_a_folder_of_another_text_is_refused(finished, text, config, tmp_path, c
     for path in other.iterdir():
         (text / path.name).write_text(path.read_text())
     try:
-        assert train(text, config, folder, *arguments) == 2
-        assert "was begun with another text" in capsys.readouterr().err
+        assert train(text, config, folder, *arguments) == 1
+        assert "was trained on other data" in capsys.readouterr().err
     finally:
         for path in text.iterdir():
             path.write_text(path.read_text().removesuffix("a cat\n"))
 
 
+def test_a_lane_replays_bitwise_and_a_difference_is_seen(finished, tmp_path, capsys):
+    assert main(["replay", f"{finished}/results.jsonl:2"]) == 0
+    assert "results.jsonl:2: bitwise identical." in capsys.readouterr().out
+    folder = tmp_path / "spoilt"
+    shutil.copytree(finished, folder)
+    spoilt = lines(folder)
+    spoilt[1]["metrics"]["valid_nll"][1] += 1e-6
+    write_lines(folder / "results.jsonl", spoilt)
+    assert main(["replay", f"{folder}/results.jsonl:2"]) == 1
+    assert "differs: valid_nll[1] was" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_dry_run_measures_and_writes_nothing(text, config, tmp_path, capsys):
+    assert train(text, config, tmp_path / "run", "--dry-run") == 0
+    assert re.search(r"lanes +1 .*training +about", capsys.readouterr().out, re.DOTALL)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("keep", ["none", "best"])
+@pytest.mark.usefixtures("no_report")
+def test_weights_that_are_not_wanted_are_removed(text, config, tmp_path, keep):
+    rates = ["--train.learning-rate", "1e-6", "0.1", "--train.epochs", "1"]
+    assert train(text, config, tmp_path / "run", *rates, "--keep", keep) == 0
+    losses = [line["metrics"]["valid_nll"][-1] for line in lines(tmp_path / "run")]
+    best = [str(1 + int(np.argmin(losses)))]
+    left = [path.stem for path in (tmp_path / "run").glob("weights/*")]
+    assert left == (best if keep == "best" else [])
+
+
 # Evaluation.
+
+
+def test_a_changed_text_is_noticed(finished, text, capsys):
+    """Also one with the same number of each word."""
+    path = text / "ptb.test.txt"
+    before = path.read_text()
+    try:
+        for after in (before + "a cat\n", before.replace("a cat", "cat a", 1)):
+            path.write_text(after)
+            assert evaluate(finished) == 1
+            error = capsys.readouterr().err
+            assert "was trained on other data" in error
+            assert error.count("\n") == 1
+    finally:
+        path.write_text(before)
+    assert evaluate(finished) == 0
 
 
 def evaluate(folder, *arguments):
@@ -270,7 +326,7 @@ def test_evaluations_are_printed_and_kept(finished, capsys):
     output = capsys.readouterr().out
     assert "deterministic" in output
     assert "geometric" in output
-    found = results.read(finished / "evaluations.jsonl")
+    found = read_evaluations(finished)
     assert [(line["passes"], line["powers"]) for line in found[-5:]] == [
         (0, None),
         (1, 1.0),
@@ -305,18 +361,18 @@ def test_one_program_serves_all_means_and_temperatures(finished, monkeypatch):
 
 def test_a_tuned_temperature_is_the_best_for_the_validation_text(finished):
     assert evaluate(finished, "--temperature", "tuned", "--split", "valid") == 0
-    tuned = results.read(finished / "evaluations.jsonl")[-1]
+    tuned = read_evaluations(finished)[-1]
     for temperature in (tuned["temperature"] * 0.98, tuned["temperature"] * 1.02, 1.0):
         arguments = ["--temperature", str(temperature), "--split", "valid"]
         assert evaluate(finished, *arguments) == 0
-        other = results.read(finished / "evaluations.jsonl")[-1]
+        other = read_evaluations(finished)[-1]
         assert other["nll"] >= tuned["nll"] - 1e-7
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lane", "3"], "has lanes 1 to 2, got 3"),
+        (["--lane", "3"], "lane: must be 1 to 2, got 3"),
         (["--passes", "0"], "passes: must be 1 or more, got 0"),
         (["--chunk", "0"], "chunk: must be 1 or more, got 0"),
         (["--noise", "-1"], "noise: must be 0 or more"),

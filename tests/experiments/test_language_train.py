@@ -11,7 +11,8 @@ import pytest
 import reference
 
 import rdrop
-from experiments.config import ConfigError, Noise, StateNoise, WeightNoise, validate
+from experiments.axes import make_sweep
+from experiments.config import ConfigError, Noise, StateNoise, WeightNoise
 from experiments.language.config import SHARED, Config, Dropout, Model, Train, Words
 from experiments.language.corpus import Corpus, whole_rows
 from experiments.language.model import (
@@ -356,7 +357,7 @@ def test_masks_are_drawn_anew_for_each_window_or_held_over_an_epoch(run, corpus)
 
 def penalised(**options):
     raw = {"second_pass": options}
-    return validate(raw, "test", Config).second_pass
+    return make_sweep(raw, "test", Config).base.second_pass
 
 
 @pytest.mark.slow
@@ -401,8 +402,8 @@ def test_expectation_linear_reads_a_second_time_without_noise(corpus):
     expected = float(nll) / 3 + 0.5 * float(np.mean((noisy - plain) ** 2))
     assert float(loss) == pytest.approx(expected, rel=1e-6)
     unknown = {"second_pass": {"shares": "word"}}
-    with pytest.raises(ConfigError, match=r"second_pass.shares: no such site word"):
-        validate(unknown, "test", Config)
+    with pytest.raises(ConfigError, match="shares: must be names of sites"):
+        make_sweep(unknown, "test", Config)
 
 
 # Optimisers.

@@ -1,8 +1,8 @@
-"""Files: sequences from a file of the user's, checked, split and standardised.
+"""Sequences from a user's file, checked, split and standardised.
 
-Two formats, which the README of `experiments.tasks` shows: `.npz`, arrays of padded
-sequences, and `.csv`, one row a step. Whatever is wrong in a file is told in one line
-that names the place; sequences and steps are counted from 0, lines of a `.csv` from 1.
+There are two formats, which the README of `experiments.tasks` shows: `.npz`, arrays of
+padded sequences, and `.csv`, one row per step. Errors in a file are reported in one
+line with their location; sequences and steps are counted from 0, lines from 1.
 
 Features are standardised by the mean and the standard deviation of all training steps;
 a feature that is constant in training is only centred.
@@ -25,7 +25,7 @@ READERS = {".npz": npz.read, ".csv": table.read}
 
 
 class Splits(NamedTuple):
-    """The first four fields of `Data`; `valid` is None where the file has none.
+    """The first four fields of `Data`; `valid` is None if the file has no such part.
 
     Targets are classes 0 to C - 1 in the sorted order of their names, [N] or [N, T], or
     numbers [N, K] in the units of the file. `outputs` is C or K.
@@ -42,12 +42,12 @@ def read(options: Options, kind: Kind) -> Splits:
 
     Args:
         options: `data` is the file; `test` the share of the sequences to set aside for
-            test where the file has no splits, always the same ones.
-        kind: "classify" for one class a sequence, "regress" for K numbers a sequence,
-            "label" for a class at each step.
+            test if the file has no splits, always the same ones.
+        kind: "classify" for one class per sequence, "regress" for K numbers per
+            sequence, "label" for one class per step.
 
     Raises:
-        ConfigError: the file cannot be read, or not learned from.
+        ConfigError: the file cannot be read or is not valid.
     """
     parts = _read(options.data, kind)
     if "all" in parts:
@@ -69,10 +69,12 @@ def _read(data: str, kind: Kind) -> dict[str, Part]:
             return READERS[path.suffix.lower()](file, data, kind)
     except OSError as error:
         raise ConfigError(f"{data}: {error.strerror or error}.") from None
+    except ValueError as error:  # no file has such a name
+        raise ConfigError(f"{data!r}: {error}.") from None
 
 
 def _set_aside(options: Options, part: Part, kind: Kind) -> dict[str, Part]:
-    """Splits into training and test; for one class a sequence, in proportion."""
+    """Splits into training and test; if sequences have classes, by class."""
     groups = np.zeros(len(part.lengths), np.int64)
     if kind == "classify":
         groups = np.unique(part.y, return_inverse=True)[1]
@@ -105,15 +107,13 @@ def _choose(groups: Int[np.ndarray, "N"], share: float) -> Int[np.ndarray, "n"]:
 def _standardise(parts: dict[str, Part]) -> dict[str, Batch]:
     train = parts["train"]
     steps = train.x[train.inside]
-    constant = steps.min(axis=0) == steps.max(axis=0)
-    mean, sd = steps.mean(axis=0), np.where(constant, 1, steps.std(axis=0))
-    return {
-        name: Batch(
-            np.where(part.inside[..., None], (part.x - mean) / sd, 0).astype(
-                np.float32
-            ),
-            part.lengths.astype(np.int32),
-            part.y,
-        )
-        for name, part in parts.items()
-    }
+    mean, sd = steps.mean(axis=0), steps.std(axis=0)
+    constant = (steps.min(axis=0) == steps.max(axis=0)) | (sd == 0)
+    sd = np.where(constant, 1, sd)
+    batches = {}
+    with np.errstate(over="ignore"):  # a task checks the result
+        for name, part in parts.items():
+            scaled = np.where(part.inside[..., None], (part.x - mean) / sd, 0)
+            lengths = part.lengths.astype(np.int32)
+            batches[name] = Batch(scaled.astype(np.float32), lengths, part.y)
+    return batches

@@ -1,10 +1,11 @@
-"""Npz: sequences from the arrays of a NumPy archive.
+"""Sequences from the arrays of a NumPy archive, `.npz`.
 
     x        numbers [N, T, D], or [N, T] for one feature
     y        [N] classes, [N] or [N, K] numbers, or [N, T] classes, by the task
     lengths  [N], from 1 to T; without it all T steps of every sequence are valid
 
-Each for the whole, to be split, or as train_x, test_x and, at will, valid_x.
+The arrays hold all sequences, to be split, or are named train_x, test_x and, if there
+are validation sequences, valid_x, and so on.
 """
 
 import zipfile
@@ -15,7 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from experiments.config import ConfigError
-from experiments.tasks.files.parts import Kind, Part, first_bad
+from experiments.tasks.files.parts import Kind, Part
+from experiments.tasks.finite import first_bad
 
 FIELDS = ("x", "y", "lengths")
 BROKEN = (
@@ -34,14 +36,14 @@ def read(file: BinaryIO, data: str, kind: Kind) -> dict[str, Part]:
 
     Args:
         file: the archive.
-        data: its name, for messages.
-        kind: what the targets are.
+        data: its name, for errors.
+        kind: the kind of targets.
 
     Returns:
         The parts by name: "train", "test" and perhaps "valid", or only "all".
 
     Raises:
-        ConfigError: an array is missing or is not what it must be.
+        ConfigError: an array is missing, or has a wrong dtype, shape or value.
     """
     arrays = _load(file, data)
     prefixes = _prefixes(data, arrays)
@@ -57,7 +59,7 @@ def read(file: BinaryIO, data: str, kind: Kind) -> dict[str, Part]:
 
 
 def _load(file, data) -> dict[str, np.ndarray]:
-    """Reads all arrays; nothing that is pickled is ever unpickled."""
+    """Reads all arrays; pickled ones are refused."""
     try:
         archive = np.load(file, allow_pickle=False)
     except BROKEN:
@@ -85,7 +87,7 @@ def _array(data, archive, name) -> np.ndarray:
 
 
 def _prefixes(data, names) -> dict[str, str]:
-    """How the names of the arrays of each part start."""
+    """Returns the prefix of the arrays of each part."""
     there = ", ".join(sorted(names)) or "none"
     if not {"x", "train_x"} & set(names):
         raise ConfigError(f"{data}: must have an array train_x or x, got {there}.")

@@ -1,28 +1,37 @@
-"""Table: sequences from a `.csv` in long form, one row a step.
+"""Sequences from a table in long form, `.csv`, one row per step.
 
     sequence  the name of the sequence; its rows are its steps in order
-    split     train, valid or test, the same in a whole sequence; may be left out
+    split     train, valid or test, the same in a whole sequence; optional
     target    the class, or the number, or the class of the step, by the task
     ...       every other column is a feature, a number
 
-A sequence's target is the same in all its rows, but where each step has a class. To
-learn several numbers at once, call their columns target_...
+A target is the same in all rows of a sequence, except classes of steps. To learn
+several numbers at once, name their columns target_...
+
+Classes are integers if all of them are written as Python writes integers; otherwise
+their names stay text, so that "01" and "1" are two classes.
 """
 
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from experiments.config import ConfigError
-from experiments.tasks.files.parts import LARGEST, Kind, Part
+from experiments.tasks.files.parts import Kind, Part
+from experiments.tasks.finite import LARGEST
 
 SPLITS = ("train", "valid", "test")
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # of 64 bits
+DIGITS = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+NOT_FINITE = ("nan", "inf", "infinity")
 
 
 class Columns(NamedTuple):
-    """The columns of a table by their names: where each stands in a row."""
+    """The place in a row of each column, by its name."""
 
     width: int
     sequence: int
@@ -31,10 +40,13 @@ class Columns(NamedTuple):
     features: dict[str, int]
 
 
-class Sequence(NamedTuple):
+class SequenceRows(NamedTuple):
     """The rows of a sequence so far.
 
-    `fixed` holds, by column, what must be the same in all of them.
+    Attributes:
+        fixed: values that all rows share, by column.
+        features: of each row.
+        labels: classes of the steps.
     """
 
     fixed: dict[str, str | float]
@@ -47,20 +59,19 @@ def read(file: BinaryIO, data: str, kind: Kind) -> dict[str, Part]:
 
     Args:
         file: the table.
-        data: its name, for messages.
-        kind: what the targets are.
+        data: its name, for errors.
+        kind: the kind of targets.
 
     Returns:
         The parts by name: "train", "test" and perhaps "valid", or only "all".
 
     Raises:
-        ConfigError: the table is not as this module says.
+        ConfigError: the table has another form, or a wrong value.
     """
     rows = _rows(file, data)
     _, header = next(rows, (0, []))
-    names = [" ".join(name.split()) for name in header]  # some span several lines
-    columns = _columns(data, names, kind)
-    sequences: dict[str, Sequence] = {}
+    columns = _columns(data, _header(data, header), kind)
+    sequences: dict[str, SequenceRows] = {}
     for line, cells in rows:
         _add(sequences, columns, cells, f"{data}:{line}", kind)
     if not sequences:
@@ -71,25 +82,45 @@ def read(file: BinaryIO, data: str, kind: Kind) -> dict[str, Part]:
     return _split(data, sequences, whole)
 
 
-def _rows(file, data) -> Iterator[tuple[int, list[str]]]:
-    """Yields the number of each row's line, and its cells; empty rows are left out."""
-    reader = csv.reader(line.decode("utf-8-sig") for line in file)
+def _rows(file: BinaryIO, data: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields the number of each row's line, and its cells; empty rows are skipped."""
+    reader = csv.reader(_decoded(file, data))
     try:
         for cells in reader:
             if any(cells):
-                yield reader.line_num, [cell.strip() for cell in cells]
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{data}:{reader.line_num + 1}: must be UTF-8 text, got byte "
-            f"{error.object[error.start]:#04x}."
-        ) from None
+                yield reader.line_num, [cell.strip(" \t") for cell in cells]
     except csv.Error as error:
         raise ConfigError(f"{data}:{reader.line_num}: not a .csv: {error}.") from None
 
 
-def _columns(data, header, kind) -> Columns:
-    if not header:
+def _decoded(file: BinaryIO, data: str) -> Iterator[str]:
+    """Yields the lines as text; a byte order mark may precede the first one."""
+    for number, line in enumerate(file, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{data}:{number}: must be UTF-8 text, got byte "
+                f"{error.object[error.start]:#04x}."
+            ) from None
+        if "\0" in text:
+            raise ConfigError(f"{data}:{number}: must be UTF-8 text, got byte 0x00.")
+        yield text
+
+
+def _header(data: str, cells: list[str]) -> list[str]:
+    """Returns the names of the columns, of which some span several lines."""
+    if not cells:
         raise ConfigError(f"{data}: must have a header, got an empty file.")
+    if len(cells) == 1:
+        raise ConfigError(
+            f"{data}: must have commas between the columns of its header, got "
+            f"{cells[0]!r}."
+        )
+    return [re.sub(r"[ \r\n]+", " ", name) for name in cells]
+
+
+def _columns(data: str, header: list[str], kind: Kind) -> Columns:
     for place, name in enumerate(header):
         if not name or name in header[:place]:
             raise ConfigError(
@@ -105,11 +136,11 @@ def _columns(data, header, kind) -> Columns:
     ):
         if not there:
             raise ConfigError(
-                f"{data}: must have a column {name}, got {', '.join(header)}."
+                f"{data}: must have a column {name}, got {_listed(header)}."
             )
     if kind != "regress" and targets != ["target"]:
         raise ConfigError(
-            f"{data}: must have one column target, got {', '.join(targets)}."
+            f"{data}: must have one column target, got {_listed(targets)}."
         )
     return Columns(
         width=len(header),
@@ -120,12 +151,17 @@ def _columns(data, header, kind) -> Columns:
     )
 
 
+def _listed(names: list[str]) -> str:
+    return ", ".join(names).replace("\t", "\\t")
+
+
 def _add(sequences, columns, cells, place, kind) -> None:
     """Adds a row to its sequence."""
     if len(cells) != columns.width:
+        one = f": {cells[0]!r}" if len(cells) == 1 else ""
         raise ConfigError(
-            f"{place}: must have {columns.width} cells as the header has, got "
-            f"{len(cells)}."
+            f"{place}: must have {columns.width} cells, as the header has, separated "
+            f"by commas, got {len(cells)}{one}."
         )
     fixed: dict[str, str | float] = {
         name: _split_name(cells[at], place) for name, at in columns.split.items()
@@ -139,7 +175,7 @@ def _add(sequences, columns, cells, place, kind) -> None:
     name = cells[columns.sequence]
     if not name:
         raise ConfigError(f"{place}: sequence must have a name, got an empty cell.")
-    sequence = sequences.setdefault(name, Sequence(fixed, [], []))
+    sequence = sequences.setdefault(name, SequenceRows(fixed, [], []))
     for column, value in fixed.items():
         if value != sequence.fixed[column]:
             raise ConfigError(
@@ -168,11 +204,8 @@ def _target(cell, column, place, kind) -> str | float:
     return cell
 
 
-def _number(cell, column, place) -> float:
-    try:
-        number = float(cell)
-    except ValueError:
-        number = float("nan")
+def _number(cell: str, column: str, place: str) -> float:
+    number = float(cell) if NUMBER.fullmatch(cell) else np.nan
     if not abs(number) <= LARGEST:
         raise ConfigError(
             f"{place}: {column} must be a finite float32 number, got {cell!r}."
@@ -192,35 +225,27 @@ def _part(data, sequences, columns, kind) -> Part:
         y = _classes(data, [row.fixed["target"] for row in rows], list(sequences))
     else:
         labels = [label for row in rows for label in row.labels]
-        named = _classes(data, labels, np.repeat(list(sequences), lengths))
+        named = _classes(data, labels, np.repeat(list(sequences), lengths).tolist())
         y = np.zeros(inside.shape, named.dtype)
         y[inside] = named
     return Part(x, lengths, y, list(sequences), "target")
 
 
-def _classes(data, names, sequences) -> np.ndarray:
-    """Returns the names of classes, as integers where all of them are."""
-    try:
+def _classes(data: str, names: list[str], sequences: Sequence[str]) -> np.ndarray:
+    """Returns the names of classes, as integers if all of them are."""
+    if all(INTEGER.fullmatch(name) for name in names):
         return np.array([int(name) for name in names])
-    except ValueError:
-        pass
-    if all(_is_number(name) for name in names):
-        first = next(
-            i for i, name in enumerate(names) if not name.lstrip("+-").isdigit()
-        )
+    others = [n for n, name in enumerate(names) if not DIGITS.fullmatch(name)]
+    if others and all(_is_number(name) for name in names):
         raise ConfigError(
-            f"{data}: target of sequence {str(sequences[first])!r} must be an integer "
-            f"or text, got {names[first]!r}."
+            f"{data}: target of sequence {str(sequences[others[0]])!r} must be an "
+            f"integer or text, got {names[others[0]]!r}."
         )
     return np.array(names)
 
 
-def _is_number(text) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _is_number(name: str) -> bool:
+    return bool(NUMBER.fullmatch(name)) or name.lower().lstrip("+-") in NOT_FINITE
 
 
 def _split(data, sequences, whole) -> dict[str, Part]:

@@ -1,6 +1,9 @@
-"""Targets: from what a file says to what is learned."""
+"""Targets of a file as classes from 0, or as numbers that vary."""
+
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from experiments.config import ConfigError
 from experiments.tasks.files.parts import Part
@@ -13,8 +16,8 @@ def classes(data: str, parts: dict[str, Part]) -> tuple[dict[str, Part], int]:
         The parts with int32 targets, 0 in padding, and the number of classes.
 
     Raises:
-        ConfigError: training has fewer than two classes, or another part one that
-            training lacks.
+        ConfigError: training has fewer than two classes, or another part has a class
+            that training lacks.
     """
     train = parts["train"]
     names = sorted(set(train.y[_counted(train)].tolist()))
@@ -28,13 +31,10 @@ def classes(data: str, parts: dict[str, Part]) -> tuple[dict[str, Part], int]:
 
 
 def numbers(data: str, parts: dict[str, Part]) -> tuple[dict[str, Part], int]:
-    """Checks that there is something to learn of each of K numbers.
-
-    Returns:
-        The parts as they are, and K.
+    """Returns the parts and the count K of numbers, each of which must vary.
 
     Raises:
-        ConfigError: a number is the same for all training sequences.
+        ConfigError: a number is the same for all training sequences, or nearly so.
     """
     train = parts["train"]
     constant = np.flatnonzero(train.y.min(axis=0) == train.y.max(axis=0))
@@ -43,15 +43,22 @@ def numbers(data: str, parts: dict[str, Part]) -> tuple[dict[str, Part], int]:
             f"{data}: {train.target} must vary among training sequences, got only "
             f"{train.y[0, constant[0]]} for number {constant[0]}."
         )
+    sd = train.y.std(axis=0)
+    if len(tiny := np.flatnonzero(sd.astype(np.float32) == 0)):
+        raise ConfigError(
+            f"{data}: {train.target} must vary among training sequences by more than "
+            f"float32 can hold, got a standard deviation of {sd[tiny[0]]:g} for number "
+            f"{tiny[0]}."
+        )
     return parts, train.y.shape[1]
 
 
-def _counted(part):
-    """Which targets are not padding."""
+def _counted(part: Part) -> Bool[np.ndarray, "..."]:
+    """Returns which targets are not padding."""
     return part.inside if part.y.ndim == 2 else np.ones(part.y.shape, bool)
 
 
-def _code(data, part, number):
+def _code(data: str, part: Part, number: dict[Any, int]) -> Part:
     counted = _counted(part)
     names = part.y[counted].tolist()
     for name, place in zip(names, np.argwhere(counted), strict=True):

@@ -1,14 +1,14 @@
-"""Running: long work with a person watching, who may want it to stop."""
+"""Progress: a bar for long work, and requests to stop it."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -18,47 +18,47 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 console = Console(highlight=False)
 
 
 class Watch:
-    """A progress bar over lanes x epochs, and whether somebody asked to stop.
+    """A progress bar over lanes x epochs, and whether a stop was requested.
 
-    The first SIGINT or SIGTERM asks to stop after the current evaluation; the next one
-    acts as ever.
+    The first SIGINT or SIGTERM requests a stop after the work at hand; a second one
+    stops at once.
     """
 
     def __init__(self, bar: Progress, lanes: int, epochs: int):
         self.lanes, self.epochs = lanes, epochs
-        self._asked = False
+        self._requested = False
         self._bar = bar
         self._task = bar.add_task("", total=lanes * epochs, note="")
 
-    def ask_to_stop(self) -> None:
-        """Notes that somebody wants it to end."""
-        self._asked = True
+    def request_stop(self) -> None:
+        """Requests a stop."""
+        self._requested = True
 
     def stopped(self) -> bool:
-        """Whether it is to end now; all processes ask at once and agree."""
+        """Whether to stop now; all processes call this together and agree."""
         if jax.process_count() == 1:
-            return self._asked
-        return bool(multihost_utils.process_allgather(np.array(self._asked)).any())
+            return self._requested
+        return bool(multihost_utils.process_allgather(np.array(self._requested)).any())
 
     def announce(self, name: str, note: str) -> None:
-        """Shows what is being done now."""
+        """Shows the name of the work at hand, and a note."""
         self._bar.update(self._task, description=name, note=note)
 
-    def skip(self, lanes: int, epochs: int | float) -> None:
-        """Counts what needs no line: what an earlier run has done, say."""
-        self._bar.update(self._task, advance=lanes * epochs)
+    def advance(self, epochs: int | float) -> None:
+        """Counts epochs, summed over lanes."""
+        self._bar.update(self._task, advance=epochs)
 
-    def advance(self, name: str, lanes: int, epochs: int, at: int, note: str) -> None:
-        """Counts so many epochs of so many lanes, which are at epoch `at` now."""
-        advance = lanes * epochs
-        self._bar.update(self._task, advance=advance, description=name, note=note)
+    def report(self, name: str, epoch: int, note: str) -> None:
+        """Shows the metrics of an evaluation; without a terminal, as a line."""
+        self.announce(name, note)
         if not console.is_terminal:
-            console.print(f"{name}: epoch {at}/{self.epochs}  {note}")
+            console.print(f"{name}: epoch {epoch}/{self.epochs}  {note}")
 
 
 @contextmanager
@@ -72,11 +72,11 @@ def watch(lanes: int, epochs: int) -> Iterator[Watch]:
             signal.signal(number, handler)
 
     def receive(number, frame):
-        watcher.ask_to_stop()
+        watcher.request_stop()
         restore()
-        console.print("Stopping after this evaluation; once more to stop at once.")
+        console.print("Stopping at the next evaluation; again: stop at once.")
 
-    with _bar() as bar:
+    with _make_bar() as bar:
         watcher = Watch(bar, lanes, epochs)
         for number in numbers:
             signal.signal(number, receive)
@@ -86,13 +86,20 @@ def watch(lanes: int, epochs: int) -> Iterator[Watch]:
             restore()
 
 
-def _bar() -> Progress:
-    return Progress(
+class _Bar(Progress):
+    """A bar with the note on a line below, so that both fit into 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text("  " + " ".join(task.fields["note"] for task in self.tasks), "dim")
+
+
+def _make_bar() -> Progress:
+    return _Bar(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -1,0 +1,87 @@
+"""Evaluations: trained lanes opened again, and evaluations.jsonl."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from pydantic import TypeAdapter
+
+from experiments.config import ConfigError
+from experiments.engine import Kind, Loaded
+from experiments.runs.facts import check_data, read_facts
+from experiments.runs.files import parse, read_file, write_lines
+from experiments.runs.folder import read_sweep
+from experiments.runs.records import environment, read_records
+from experiments.runs.weights import load_weights, weights_path
+
+EVALUATIONS = "evaluations.jsonl"
+Evaluation: TypeAlias = dict[str, Any]
+ADAPTER = TypeAdapter(Evaluation)
+
+
+class TrainedLane(NamedTuple):
+    """A lane with its kept parameters.
+
+    Attributes:
+        config: its config.
+        params: nested dicts of arrays.
+        loaded: its data, unchanged since the training.
+    """
+
+    config: Any
+    params: dict[str, Any]
+    loaded: Loaded
+
+
+def open_lane(folder: Path, line: int, kind: Kind) -> TrainedLane:
+    """Opens the lane of a line of results.jsonl, from 1.
+
+    Raises:
+        ConfigError: the folder is not a run of this kind, has no such line, or kept no
+            weights of the lane.
+        StorageError: the data have changed since the training, or a file is damaged.
+    """
+    sweep, facts = read_sweep(folder, kind.config), read_facts(folder)
+    records = read_records(folder)
+    if not facts or not records:
+        raise ConfigError(f"{folder}: has no results yet.")
+    if not 1 <= line <= len(records):
+        raise ConfigError(f"lane: must be 1 to {len(records)}, got {line}.")
+    wanted = records[line - 1]["setting"], records[line - 1]["seed"]
+    places = [
+        (place, lane.config)
+        for place, lane in enumerate(sweep.lanes())
+        if (lane.setting, lane.config.seeds) == wanted
+    ]
+    if not places:
+        raise ConfigError(f"{folder}: line {line} is not a lane of its config.")
+    place, config = places[0]
+    weights = load_weights(weights_path(folder, place))
+    loaded = kind.load(config)
+    check_data(folder, facts, loaded.fingerprint)
+    return TrainedLane(config, weights.params, loaded)
+
+
+def read_evaluations(folder: Path) -> list[Evaluation]:
+    """Reads the evaluations of a run; none if it has no such file.
+
+    Raises:
+        StorageError: a line is damaged.
+    """
+    path = folder / EVALUATIONS
+    texts = read_file(path).splitlines()
+    return [
+        parse(ADAPTER, text, f"{path}:{n}", name="an evaluation")
+        for n, text in enumerate(texts, 1)
+    ]
+
+
+def add_evaluations(folder: Path, found: Sequence[Evaluation]) -> None:
+    """Adds evaluations, with versions and platform, to the file of a run.
+
+    Raises:
+        StorageError: the file is damaged or cannot be written.
+    """
+    earlier = read_evaluations(folder)
+    lines = [*earlier, *(each | environment() for each in found)]
+    write_lines(folder / EVALUATIONS, lines)

@@ -1,0 +1,109 @@
+"""Run folder: names of its files, and which process may use it.
+
+config.toml     the resolved config of the run
+results.jsonl   one line per lane
+run.json        the command, the axes, and time and memory of each program
+checkpoints/    states of the lanes in training; removed when they are done
+weights/        parameters of lanes, one safetensors file each
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments import axes
+from experiments.axes import Sweep
+from experiments.config import Config, ConfigError
+from experiments.runs.files import write_text
+
+CONFIG = "config.toml"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+SHOWN = 4  # differences between configs
+
+
+def folder_of(config: Path, root: Path = Path("runs")) -> Path:
+    """Returns the folder of a config's run: runs/NAME, or where a run's config is."""
+    return config.parent if config.name == CONFIG else root / config.stem
+
+
+@contextlib.contextmanager
+def open_run(folder: Path, sweep: Sweep) -> Iterator[None]:
+    """Creates the folder of a run, or resumes one, for this process alone.
+
+    Raises:
+        ConfigError: the folder belongs to another config, is not a run, is in use by
+            another process, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        holds = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}.") from None
+    if CONFIG not in holds:
+        foreign = [n for n in holds if n != LOCK and not n.endswith(".partial")]
+        if foreign:
+            raise ConfigError(
+                f"{folder}: has {foreign[0]} but is not a run; use another folder with "
+                "--out."
+            )
+    with _locked(folder):
+        if CONFIG in holds:
+            _check_config(folder, sweep)
+        else:
+            write_text(folder / CONFIG, axes.to_toml(sweep))
+        yield
+
+
+def read_sweep(folder: Path, kind: type = Config) -> Sweep:
+    """Reads the config of a run, whose lanes have a kind of config.
+
+    Raises:
+        ConfigError: the folder is not a run, or its config is damaged.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{folder}: is not the folder of a run: no {CONFIG}.")
+    return axes.make_sweep(axes.read_toml(path), str(path), kind)
+
+
+def _check_config(folder: Path, sweep: Sweep) -> None:
+    before = read_sweep(folder, type(sweep.base))
+    if changed := axes.differences(before, sweep):
+        more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
+        raise ConfigError(
+            f"{folder}: is a run of another config "
+            f"({'; '.join([*changed[:SHOWN], *more])}); use another folder with --out."
+        )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a lock that ends with the process, however the process ends."""
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(f"{folder}: {_holder(file.read())}.") from None
+        file.seek(0)
+        file.truncate()
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+        file.write(json.dumps(owner))
+        file.flush()
+        yield
+
+
+def _holder(text: str) -> str:
+    try:
+        owner = json.loads(text)
+        told = f" (pid {owner['pid']} on {owner['host']}, since {owner['since']})"
+    except (ValueError, TypeError, KeyError):
+        told = ""
+    return f"another process{told} is using this folder"

@@ -1,0 +1,202 @@
+"""Sequences: the kind of program that trains classifiers, taggers and regressors."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from experiments.axes import Lane
+from experiments.config import Config
+from experiments.devices import Machine, local
+from experiments.engine import Loaded, Step
+from experiments.runs.checkpoints import conditions
+from experiments.runs.files import fingerprint
+from experiments.runs.records import make_record
+from experiments.runs.weights import Keep
+from experiments.sweep import Program, check, compile_sweep
+from experiments.tasks import find
+from experiments.train import NEVER
+
+
+class Sequences:
+    """Networks that read sequences; all lanes of a structure are trained together."""
+
+    name: ClassVar[str] = "sequences"
+    config: ClassVar[Any] = Config
+    keep: ClassVar[Keep] = "none"
+
+    def load(self, config: Config) -> Loaded:
+        """Loads the data of the task."""
+        task = find(config.task.name)
+        data = task.load(config.task)
+        arrays = fingerprint(data.splits)
+        return Loaded((task, data), data.units, data.source, arrays)
+
+    def check(self, configs: Sequence[Config], loaded: Loaded) -> None:
+        """Traces one lane; raises a ConfigError if it cannot be trained."""
+        check(configs, *loaded.data)
+
+    def compile(
+        self,
+        lanes: Sequence[Lane],
+        loaded: Loaded,
+        machine: Machine,
+        resident: int | None = None,
+    ) -> "SequencesProgram":
+        """Compiles the program of lanes that share their structure."""
+        task, data = loaded.data
+        program = compile_sweep(
+            [lane.config for lane in lanes],
+            task,
+            data,
+            resident=resident,
+            data_devices=machine.data_devices,
+            memory=machine.bytes,
+        )
+        return SequencesProgram(program, lanes)
+
+
+class SequencesProgram:
+    """A compiled sweep and its lanes."""
+
+    def __init__(self, program: Program, lanes: Sequence[Lane]):
+        self.program, self.lanes = program, lanes
+        self.compiles = program.compiles
+        self.compile_seconds = program.compile_seconds
+        self.megabytes = program.needed * program.mesh.local_mesh.size / 1e6
+        self.resident = program.resident
+
+    def rounds(self) -> list[range]:
+        """Returns the lanes of each round."""
+        return self.program.rounds()
+
+    def conditions(self, which: range) -> dict[str, Any]:
+        """Returns the conditions of a round's checkpoints."""
+        devices = {"devices": self.program.mesh.size, "resident": self.resident}
+        return conditions(self.program.lanes.key, **devices)
+
+    def begin(self, which: range, weights: bool = False) -> "SequencesTraining":
+        """Returns the training of a round."""
+        return SequencesTraining(self, which, weights)
+
+    def alone(self, lane: int) -> "SequencesTraining":
+        """Returns the training of a round in which only one lane is trained."""
+        which = self.rounds()[lane // self.resident]
+        return SequencesTraining(self, which, False, only=lane - which.start)
+
+    def seconds(self) -> float:
+        """Trains one group to its first evaluation; estimates the time of all lanes."""
+        training = self.alone(0)
+        started = time.perf_counter()
+        training.advance()
+        took = time.perf_counter() - started
+        groups = -(-self.program.share // self.program.group)
+        return took * training.total * groups * len(self.rounds())
+
+
+class SequencesTraining:
+    """A round of lanes in training."""
+
+    def __init__(
+        self,
+        program: SequencesProgram,
+        which: range,
+        weights: bool,
+        only: int | None = None,
+    ):
+        compiled = program.program
+        self._program, self._weights = compiled, weights
+        self._lanes = [program.lanes[n] for n in which]
+        self._placed = compiled.place(which)
+        self._bounds = compiled.all_of(which) if only is None else compiled.only(only)
+        self._train = self._lanes[0].config.train
+        self.state = compiled.start(self._placed, compiled.data)
+        self.number = 0
+        self.total = self._train.epochs // self._train.evaluate_every
+        self.paused = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the lanes are trained."""
+        return self.number == self.total
+
+    def restore(self, state: Any, number: int) -> float:
+        """Continues after an evaluation; returns the epochs done, over lanes."""
+        self.state, self.number = state, number
+        return float(number * self._train.evaluate_every * len(self._lanes))
+
+    def advance(self) -> Step:
+        """Trains until the next evaluation."""
+        self.state = self._program.step(
+            self.state, self._placed, self._bounds, self.number
+        )
+        self.number += 1
+        every = self._train.evaluate_every
+        epoch = self.number * every
+        found = self.records()
+        return Step(
+            epochs=every * len(self._lanes),
+            note=_note(self._program.names, found),
+            epoch=epoch,
+            records=found,
+            weights=self._final_weights() if self.ended and self._weights else {},
+            checkpoint=epoch % self._train.checkpoint_every < every,
+        )
+
+    def position(self) -> str:
+        """Returns nothing: progress lines say it."""
+        return ""
+
+    def records(self) -> dict[int, dict]:
+        """Returns the record of each lane that this process holds."""
+        models = [model for model in self.state.models if model is not None]
+        steps = [local(model.diverged_at) for model in models]
+        history = {n: local(self.state.history[n]) for n in self._program.names}
+        prints = self._fingerprints([m.params for m in models]) if self.ended else {}
+        every = self._train.evaluate_every
+        at = [(n + 1) * every for n in range(self.number)]
+
+        def record(place):
+            diverged = [int(s[place]) for s in steps if s[place] != NEVER]
+            metrics = {n: values[place][: self.number] for n, values in history.items()}
+            first = min(diverged, default=None)
+            return make_record(
+                self._lanes[place], at, metrics, first, prints.get(place)
+            )
+
+        return {n: record(n) for n in steps[0] if n < len(self._lanes)}
+
+    def _fingerprints(self, params: Any) -> dict[int, str]:
+        """Returns a hash of the parameters of each lane that is here."""
+        rows = [local(leaf) for leaf in jax.tree.leaves(params)]
+        here = [n for n in rows[0] if n < len(self._lanes)]
+        return {n: fingerprint([row[n] for row in rows]) for n in here}
+
+    def _final_weights(self) -> dict[int, Any]:
+        """Returns the parameters of each lane that is here, of the reported model."""
+        params = self.state.models.full.params
+        tree = params["network"] | (
+            {"rates": params["rates"]} if params["rates"] else {}
+        )
+        leaves, structure = jax.tree.flatten(tree)
+        rows = [local(leaf) for leaf in leaves]
+        return {
+            n: jax.tree.unflatten(structure, [np.asarray(row[n]) for row in rows])
+            for n in rows[0]
+            if n < len(self._lanes)
+        }
+
+
+def _note(names: Sequence[str], lines: Mapping[int, dict]) -> str:
+    """Returns the mean losses of the lanes that have not diverged."""
+
+    def mean(name):
+        last = [line["metrics"][name][-1] for line in lines.values()]
+        return np.mean([value for value in last if value is not None] or [np.nan])
+
+    train, valid = names[:2]
+    diverged = sum(line["diverged_at"] is not None for line in lines.values())
+    note = f"{train} {mean(train):.4g}, {valid} {mean(valid):.4g}"
+    return note + (f", {diverged} diverged" if diverged else "")
