@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from experiments import axes
+from experiments.classify.splits import split
 from experiments.config import Config
-from experiments.splits import split
 from experiments.task import Batch, Data
 from experiments.tasks import find
 

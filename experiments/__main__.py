@@ -15,9 +15,10 @@ import rdrop
 from experiments import axes, commandline
 from experiments.config import Config, ConfigError
 from experiments.devices import HERE, Machine, one_device_per_core
-from experiments.engine import Kind, Options, run
+from experiments.engine import Options, run
 from experiments.estimate import estimate
 from experiments.evaluation import evaluate_sequences
+from experiments.kinds import Kind
 from experiments.language.config import Config as ModelConfig
 from experiments.language.evaluate import Options as Evaluate
 from experiments.language.evaluate import evaluate

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 import rdrop
-from experiments.methods import METHODS
+from experiments.classify.methods import METHODS
 
 SITES = rdrop.sites.SITES
 

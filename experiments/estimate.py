@@ -4,7 +4,8 @@ import rich.table
 
 from experiments.axes import Sweep
 from experiments.devices import HERE, Machine
-from experiments.engine import Kind, divide
+from experiments.engine import divide
+from experiments.kinds import Kind
 from experiments.progress import console
 
 

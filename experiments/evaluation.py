@@ -6,13 +6,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from experiments.network import dropout_of
+from experiments.classify.model import dropout_of
+from experiments.classify.splits import split
+from experiments.classify.train import evaluate as scores_of
+from experiments.classify.train import make_training, take
 from experiments.runs.evaluations import Evaluation, add_evaluations, open_lane
 from experiments.sequences import Sequences
-from experiments.splits import split
 from experiments.task import Batch, Data
-from experiments.train import evaluate as scores_of
-from experiments.train import make_training, take
 
 
 def evaluate_sequences(

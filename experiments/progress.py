@@ -1,9 +1,11 @@
 """Progress: a bar for long work, and requests to stop it."""
 
+import os
 import signal
-from collections.abc import Iterable, Iterator
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 import numpy as np
@@ -40,6 +42,18 @@ class Watch:
         """Requests a stop."""
         self._requested = True
 
+    def signal(self, number: int) -> None:
+        """Acknowledges a signal: the first one requests a stop, the second one ends.
+
+        Files of a run are written as a whole, so that nothing is lost.
+        """
+        if not self._requested:
+            self.request_stop()
+            console.print("Stopping at the next evaluation; again: stop at once.")
+            return
+        console.print("Stopped at once. The same command resumes.")
+        os._exit(130)
+
     def stopped(self) -> bool:
         """Whether to stop now; all processes call this together and agree."""
         if jax.process_count() == 1:
@@ -64,26 +78,40 @@ class Watch:
 @contextmanager
 def watch(lanes: int, epochs: int) -> Iterator[Watch]:
     """Shows a progress bar, and listens for signals."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    old: dict[Any, Any] = {number: signal.getsignal(number) for number in numbers}
-
-    def restore():
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-    def receive(number, frame):
-        watcher.request_stop()
-        restore()
-        console.print("Stopping at the next evaluation; again: stop at once.")
-
     with _make_bar() as bar:
         watcher = Watch(bar, lanes, epochs)
-        for number in numbers:
-            signal.signal(number, receive)
-        try:
+        with _signals(watcher.signal):
             yield watcher
-        finally:
-            restore()
+
+
+@contextmanager
+def _signals(receive: Callable[[int], None]) -> Iterator[None]:
+    """Calls a function in a thread at each SIGINT and SIGTERM.
+
+    Python's own handlers wait until compiled code returns, which may take minutes.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def listen():
+        while received := reader.recv(1):
+            if received[0] in numbers:
+                receive(received[0])
+
+    old = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    old_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(old_fd)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        writer.close()
+        thread.join()
+        reader.close()
 
 
 class _Bar(Progress):

@@ -8,7 +8,8 @@ from typing import Any
 from experiments.axes import Sweep
 from experiments.config import ConfigError
 from experiments.devices import Machine
-from experiments.engine import Kind, Part, divide
+from experiments.engine import Part, divide
+from experiments.kinds import Kind
 from experiments.progress import console, watch
 from experiments.runs.facts import read_facts
 from experiments.runs.folder import read_sweep

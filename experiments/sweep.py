@@ -18,7 +18,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
-from experiments import second_pass
+from experiments.classify import consistency
+from experiments.classify.model import dropout_of
+from experiments.classify.splits import check_sizes, split
+from experiments.classify.train import (
+    Functions,
+    Lane,
+    Metrics,
+    Models,
+    make_train,
+    metric_shapes,
+)
 from experiments.config import Config, ConfigError
 from experiments.devices import (
     EVERYWHERE,
@@ -29,17 +39,7 @@ from experiments.devices import (
     put,
     spread,
 )
-from experiments.network import dropout_of
-from experiments.splits import check_sizes, split
 from experiments.task import Batch, Data, Task
-from experiments.train import (
-    Functions,
-    Lane,
-    Metrics,
-    Models,
-    make_train,
-    metric_shapes,
-)
 
 
 class State(NamedTuple):
@@ -147,7 +147,7 @@ def make_lanes(configs: Sequence[Config], data: Data) -> Lane:
             for part in (0, 1)
         )
     dropout = dropout_of(configs)
-    second_pass.check(configs, dropout, data)
+    consistency.check(configs, dropout, data)
     return Lane(
         key=keys,
         dropout=dropout,

@@ -23,9 +23,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, Key
 
 import rdrop
+from experiments.classify.model import CELLS, SITES, noise_of
 from experiments.config import ConfigError
 from experiments.language.config import Config, Model
-from experiments.network import CELLS, SITES, noise_of
 from experiments.task import Arrays
 
 LAYER_SITES = tuple(site for site in SITES if site not in ("inputs", "outputs"))

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.axes import Lane as Setting
+from experiments.classify.train import NEVER
 from experiments.config import ConfigError
 from experiments.devices import Machine
-from experiments.engine import Loaded, Step
+from experiments.kinds import Loaded, Step
 from experiments.language.config import Config
 from experiments.language.corpus import UNITS, load, quoted
 from experiments.language.optimisers import average, decays, is_non_monotone
@@ -20,7 +21,6 @@ from experiments.runs.checkpoints import conditions
 from experiments.runs.files import fingerprint
 from experiments.runs.records import make_record
 from experiments.runs.weights import Keep
-from experiments.train import NEVER
 
 SECONDS_PER_STEP = 2.0  # progress is shown, and Ctrl-C heard, after each step
 SECONDS_PER_CHECKPOINT = 60.0

@@ -14,13 +14,13 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 import rdrop
-from experiments import second_pass
+from experiments.classify import consistency
+from experiments.classify.train import NEVER, diverged
 from experiments.language.config import Config
 from experiments.language.corpus import Rows, Windows, longest
 from experiments.language.model import LanguageModel, Noise, Reading, init, make_model
 from experiments.language.optimisers import make_optimiser
 from experiments.task import Arrays
-from experiments.train import NEVER, diverged
 
 
 class Lane(NamedTuple):
@@ -167,7 +167,7 @@ class Training(NamedTuple):
             second, other = read(passes[1])
             if passes[1] is not None:
                 total = (nll + other) / 2
-            differ = second_pass.PENALTIES[self.config.second_pass.penalty]
+            differ = consistency.PENALTIES[self.config.second_pass.penalty]
             penalty += lane.penalty * differ(first.logits, second.logits, inside)
         loss = total / (batch if train.per == "row" else batch * jnp.float32(length))
         return loss + penalty, (nll, first.carry)
@@ -189,7 +189,7 @@ class Training(NamedTuple):
         noise = jax.random.fold_in(lane.key, 2)
         key = jax.random.fold_in(noise, epoch if held else window)
         first = rdrop.stream_keys(key)
-        second = second_pass.keys(self.config.second_pass, key, first)
+        second = consistency.keys(self.config.second_pass, key, first)
         step = start if held else 0
         return tuple(keys and keys.replace(step=step) for keys in (first, second))
 

@@ -233,7 +233,7 @@ def _legend(shown: Map, chosen: bool) -> list[Any]:
     if np.isnan(losses).all():
         return []
     low, high = (f"{value:.3f}" for value in (shown.scale.low, shown.scale.high))
-    left = 8 + text_width(f"lower is better {low}", 12) + 6
+    left = 8 + text_width(f"lower is better: {low}", 12) + 6
     steps, wide = 20, 5.0
     boxes = [
         Box(left + wide * n, top, wide + 0.5, 12, scale_colour(n / (steps - 1)))
@@ -241,7 +241,7 @@ def _legend(shown: Map, chosen: bool) -> list[Any]:
     ]
     right = left + wide * steps
     shapes = [
-        Label(8, top + 11, f"lower is better {low}", 12),
+        Label(8, top + 11, f"lower is better: {low}", 12),
         *boxes,
         Label(right + 6, top + 11, high, 12),
     ]

@@ -24,6 +24,7 @@ from experiments.report.statistics import count_text
 TEMPLATES = Path(__file__).parent / "templates"
 # A longer table is shown on demand: the pictures above it show the same results.
 MOST_OPEN_ROWS = 12
+MOST_ROWS = 200
 
 
 def render_page(
@@ -72,7 +73,8 @@ def time_spent(run: xr.Dataset) -> str:
 def _one(run: xr.Dataset) -> dict:
     """The texts and tables of one run."""
     by_method = METHOD in lanes.axes(run)
-    settings = tables.settings_table(run)
+    settings = tables.settings_table(run, MOST_ROWS)
+    count = len(lanes.settings(run))
     tested = not by_method and bool(planned(run)) and run.sizes["seed"] > 1
     return {
         "heading": sentences.heading(run),
@@ -85,6 +87,7 @@ def _one(run: xr.Dataset) -> dict:
         "planned": tables.planned_table(run) if tested else None,
         "methods": tables.methods_table(run) if by_method else None,
         "settings": settings,
+        "cut": f"The first {MOST_ROWS} of {count:,} are shown. " * (count > MOST_ROWS),
         "open": len(settings.rows) <= MOST_OPEN_ROWS,
         "presets": rdrop.presets.rows() if by_method else [],
         "loss": lanes.loss_label(run, "").strip(),

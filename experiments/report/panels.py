@@ -85,7 +85,7 @@ def draw_panel(panel: Panel, alt: str) -> Scene:
         at = y.place(panel.level)
         shapes.append(Stroke(((left, at), (left + width, at)), "plain", 1.5, (4, 3)))
     for series in panel.series:
-        shapes += _line(series, x, y)
+        shapes += _line(series, x, y, panel.legend)
     shapes += _points(panel, x, y)
     wide = max(left + width + 14, right_of_texts(shapes) + 8)
     return Scene(wide, top + height + 42, tuple(shapes), alt)
@@ -144,29 +144,26 @@ def _axes(panel: Panel, x: Scale, y: Scale) -> list[Any]:
     return shapes
 
 
-def _line(series: Series, x: Scale, y: Scale) -> list[Any]:
-    """The finite part of a line, over its band."""
+def _line(series: Series, x: Scale, y: Scale, ends: bool) -> list[Any]:
+    """The finite part of a line over its band, with a marker at its end on request."""
     band = np.isfinite(series.low) & np.isfinite(series.high)
-    above = [
-        (x.place(v), y.place(h))
-        for v, h in zip(series.x[band], series.high[band], strict=True)
-    ]
-    below = [
-        (x.place(v), y.place(w))
-        for v, w in zip(series.x[band], series.low[band], strict=True)
-    ]
+    above = _places(series.x[band], series.high[band], x, y)
+    below = _places(series.x[band], series.low[band], x, y)
     known = np.isfinite(series.y)
-    points = tuple(
-        (x.place(v), y.place(w))
-        for v, w in zip(series.x[known], series.y[known], strict=True)
-    )
+    points = _places(series.x[known], series.y[known], x, y)
+    style = series.style
     shapes: list[Any] = []
     if len(above) > 1:
-        shapes.append(Area((*above, *below[::-1]), series.style.colour))
+        shapes.append(Area((*above, *below[::-1]), style.colour))
     if points:
-        shapes.append(Stroke(points, series.style.colour, 2.2, series.style.dash))
-        shapes.append(Dot(*points[-1], series.style.colour, series.style.marker, 3.5))
+        shapes.append(Stroke(points, style.colour, 2.2, style.dash))
+    if points and ends:
+        shapes.append(Dot(*points[-1], style.colour, style.marker, 3.5))
     return shapes
+
+
+def _places(xs, ys, x: Scale, y: Scale) -> tuple[tuple[Number, Number], ...]:
+    return tuple((x.place(v), y.place(w)) for v, w in zip(xs, ys, strict=True))
 
 
 def _points(panel: Panel, x: Scale, y: Scale) -> list[Any]:

@@ -173,55 +173,58 @@ def _draw(axes: Axes, shape: Shape, order: int) -> None:
     """Draws a shape with matplotlib, in the light theme."""
     match shape:
         case Box():
-            axes.add_patch(
-                Rectangle(
-                    (shape.x, shape.y),
-                    shape.width,
-                    shape.height,
-                    fc=_light(shape.fill),
-                    ec=_light(shape.stroke),
-                    lw=shape.thickness,
-                    zorder=order,
-                )
-            )
+            axes.add_patch(_rectangle(shape, order))
         case Stroke():
             axes.add_line(_line(shape, order))
         case Area():
-            colour = _light(shape.fill)
-            axes.add_patch(
-                Polygon(
-                    shape.points,
-                    fc=colour,
-                    ec="none",
-                    alpha=shape.opacity,
-                    zorder=order,
-                )
-            )
+            fill, alpha = _light(shape.fill), shape.opacity
+            area = Polygon(shape.points, fc=fill, ec="none", alpha=alpha, zorder=order)
+            axes.add_patch(area)
         case Dot():
-            colour = _light(shape.colour)
-            axes.plot(
-                shape.x,
-                shape.y,
-                MARKERS[shape.marker],
-                ms=1.8 * shape.radius,
-                mec=colour,
-                mfc="white" if shape.hollow else colour,
-                zorder=order,
-            )
+            _draw_dot(axes, shape, order)
         case Label():
-            axes.text(
-                shape.x,
-                shape.y,
-                shape.text.replace("$", r"\$"),
-                size=shape.size,
-                ha={"start": "left", "middle": "center", "end": "right"}[shape.anchor],
-                va="baseline",
-                weight="bold" if shape.bold else "normal",
-                color=_light(shape.colour),
-                rotation=90 if shape.upright else 0,
-                rotation_mode="anchor",
-                zorder=order,
-            )
+            _draw_text(axes, shape, order)
+
+
+def _draw_dot(axes: Axes, dot: Dot, order: int) -> None:
+    colour = _light(dot.colour)
+    axes.plot(
+        dot.x,
+        dot.y,
+        MARKERS[dot.marker],
+        ms=1.8 * dot.radius,
+        mec=colour,
+        mfc="white" if dot.hollow else colour,
+        zorder=order,
+    )
+
+
+def _draw_text(axes: Axes, label: Label, order: int) -> None:
+    axes.text(
+        label.x,
+        label.y,
+        label.text.replace("$", r"\$"),
+        size=label.size,
+        ha={"start": "left", "middle": "center", "end": "right"}[label.anchor],
+        va="baseline",
+        weight="bold" if label.bold else "normal",
+        color=_light(label.colour),
+        rotation=90 if label.upright else 0,
+        rotation_mode="anchor",
+        zorder=order,
+    )
+
+
+def _rectangle(box: Box, order: int) -> Rectangle:
+    return Rectangle(
+        (box.x, box.y),
+        box.width,
+        box.height,
+        fc=_light(box.fill),
+        ec=_light(box.stroke),
+        lw=box.thickness,
+        zorder=order,
+    )
 
 
 def _line(shape: Stroke, order: int) -> Line2D:

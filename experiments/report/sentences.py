@@ -21,6 +21,7 @@ from experiments.report.statistics import count_text, mean_sd
 NOTHING = "No setting has a finite validation loss at every seed."
 NOT_COMPARED = "not compared, as results are missing"
 CHOSEN_RATES = "The rates of each kind were chosen on validation data."
+OTHER = {"inputs": "recurrent", "recurrent": "inputs"}
 ONE_SEED = "One seed: no statistics. Another seed may order the settings otherwise."
 
 
@@ -132,35 +133,26 @@ def _tested(data: xr.Dataset, key: tuple[str, str]) -> str:
 def _verdict_of_kinds(data: xr.Dataset, found: Kinds) -> str:
     """Recommends the simplest kind of noise that the planned comparisons support."""
     tests = {key: row.comparison for key, row in planned(data).items()}
+    settled = {key: test for key, test in tests.items() if test and test.settled}
+    lower = {key for key, test in settled.items() if test.lower}
+    higher = set(settled) - lower
     seeds = count_text(data.sizes["seed"], "seed")
     loss = f"the test {lanes.loss_name(data)}"
-
-    def lower(kind, other="none"):
-        comparison = tests.get((kind, other))
-        return bool(comparison and comparison.lower)
-
-    def higher(kind, other="none"):
-        comparison = tests.get((kind, other))
-        return bool(comparison and comparison.higher)
-
     present = [kind for kind in ("inputs", "recurrent", "both") if getattr(found, kind)]
-    alone = [kind for kind in present if kind != "both" and lower(kind)]
+    alone = [kind for kind in present[:2] if (kind, "none") in lower and kind != "both"]
     if not alone:
-        if lower("both"):
+        if ("both", "none") in lower:
             unsettled = f"{seeds} do not settle whether one alone does"
             return f"Use both together: they lower {loss}; {unsettled}."
-        if all(higher(kind) for kind in present):
+        if all((kind, "none") in higher for kind in present):
             return f"Use no dropout: every kind raises {loss}."
         return f"{_capital(seeds)} do not settle whether dropout lowers {loss}."
     chosen = min(alone, key=lambda kind: _validation(data, getattr(found, kind)))
-    name, other = (
-        _argument(chosen),
-        _argument("recurrent" if chosen == "inputs" else "inputs"),
-    )
+    name, other = _argument(chosen), _argument(OTHER[chosen])
     helps = _who_helps(alone, loss)
-    if lower("both", chosen):
+    if ("both", chosen) in lower:
         return f"Use both. {helps} and both together lower it further."
-    if higher("both", chosen):
+    if ("both", chosen) in higher:
         return f"Use {name} alone. {helps}; adding {other} to it raises {loss}."
     if "both" not in present:
         return f"Use {name}. {helps}."
@@ -183,11 +175,11 @@ def _verdict_of_methods(data: xr.Dataset, best: Setting) -> str:
     first = f"`{best[METHOD]}` does best on validation data."
     if not tests:
         return f"{first} No method could be tested against its baseline."
-    of = count_text(len(tests), "method")
     if not lower:
-        loss = f"a lower test {lanes.loss_name(data)} than its baseline"
-        return f"{first} {_capital(seeds)} do not settle that any of {of} has {loss}."
+        tested = f"{count_text(len(tests), 'test')}, {seeds}"
+        return f"{first} No method is settled as better than its baseline ({tested})."
     names = ", ".join(f"`{row.method}`" for row in lower)
+    of = count_text(len(tests), "method")
     return f"{first} Settled as better than their baselines, of {of}: {names}."
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 from pydantic import TypeAdapter
 
 from experiments.config import ConfigError
-from experiments.engine import Kind, Loaded
+from experiments.kinds import Kind, Loaded
 from experiments.runs.facts import check_data, read_facts
 from experiments.runs.files import parse, read_file, write_lines
 from experiments.runs.folder import read_sweep

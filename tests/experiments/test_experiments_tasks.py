@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import rdrop
-from experiments import axes, second_pass, tasks
+from experiments import axes, tasks
+from experiments.classify import consistency
+from experiments.classify.model import Network
 from experiments.config import ConfigError
 from experiments.config import Task as Options
 from experiments.data.convert_japanese_vowels import read_ts
-from experiments.network import Network
 from experiments.task import Batch
 from experiments.tasks import characters, classify, japanese_vowels, label, regress
 
@@ -323,7 +324,7 @@ def test_narrow_lengths_count_more_steps_than_their_type(rng):
         for each in many:
             batch = Batch(logits, each, targets)
             score = label.score(logits, batch)
-            weights = second_pass.weights(logits, score, batch)
+            weights = consistency.weights(logits, score, batch)
             found.append((score, weights, network.apply(params, logits, each)))
         return found
 

@@ -10,12 +10,12 @@ import pytest
 
 import rdrop
 from experiments import axes
-from experiments.config import Task
-from experiments.network import dropout_of
-from experiments.splits import split
+from experiments.classify.model import dropout_of
+from experiments.classify.splits import split
+from experiments.classify.train import NEVER, evaluate, make_train, make_training, take
+from experiments.config import ConfigError, Task
 from experiments.sweep import make_lanes
 from experiments.tasks import find
-from experiments.train import NEVER, evaluate, make_train, make_training, take
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 SMALL = {
@@ -164,7 +164,7 @@ def test_many_sequences_are_evaluated_in_parts_to_the_same_figures(
     few = take(data.test, slice(50))
     figures = []
     for most in (100, 20):
-        monkeypatch.setattr("experiments.train.EVALUATED_AT_ONCE", most)
+        monkeypatch.setattr("experiments.classify.train.EVALUATED_AT_ONCE", most)
         judge = jax.jit(lambda params: evaluate(training, params, NO_NOISE, few))
         figures.append(judge(lstm))
     chex.assert_trees_all_close(*figures, rtol=1e-5)
@@ -204,7 +204,7 @@ def test_weight_decay_shrinks_the_network_and_not_the_learned_rates(data):
     np.testing.assert_allclose(logits[0], logits[1], atol=0.1)
 
 
-def test_the_price_of_a_rate_is_that_of_the_authors(data):
+def test_the_price_of_a_rate_follows_the_authors(data):
     """l^2 / 2N times the squares over 1 - p, and K / N times the negative entropy."""
     learn = {
         "model.layers": 2,
@@ -239,3 +239,60 @@ def test_noise_is_built_from_every_lane(data):
     np.testing.assert_array_equal(built.gates.rate, np.float32([0.1, 0.1]))
     options = dataclasses.asdict(found[0].dropout.inputs)
     assert {"per", "gates", "batch"} <= options.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"kind": "gaussian", "rate": [0.5, 1.0]},
+            'dropout.inputs.rate: must be below 1 for kind = "gaussian", got 1.',
+        ),
+        (
+            {"kind": "concrete", "learn": True, "rate": [0.5, 1.0]},
+            "dropout.inputs.rate: must lie inside (0, 1) if it is learned, got 1.",
+        ),
+        (
+            {"kind": "gaussian", "learn": True, "rate": 0.5},
+            'dropout.inputs.learn: the kind must be "concrete", whose mask has a '
+            'gradient in the rate, got "gaussian".',
+        ),
+    ],
+)
+def test_options_of_a_site_that_exclude_one_another_are_refused(options, message):
+    changes = {f"dropout.inputs.{name}": value for name, value in options.items()}
+    with pytest.raises(ConfigError) as error:
+        dropout_of(configs(**changes))
+    assert str(error.value) == message
+
+
+def test_what_rdrop_refuses_is_an_error_of_the_config(monkeypatch):
+    """In one line, however many lanes there are."""
+
+    def refuse(rate, **_):
+        raise ValueError(f"`rate` is bad, got {rate}.")
+
+    monkeypatch.setattr(rdrop, "Bernoulli", refuse)
+    found = configs(**{"dropout.inputs.rate": list(np.arange(1, 100) / 100)})
+    with pytest.raises(ConfigError, match=r"^dropout.inputs: `rate` is bad, .*\]\.$"):
+        dropout_of(found)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "message"),
+    [
+        (
+            {"method": "keras", "inputs.rate": 0.5},
+            "dropout.inputs.rate: must be 0 with the method keras.",
+        ),
+        (
+            {"rate": 0.5},
+            "dropout.rate: must be 0 without a method; set dropout.method ",
+        ),
+    ],
+)
+def test_a_method_and_sites_are_not_combined(dropout, message):
+    found = configs(**{f"dropout.{name}": value for name, value in dropout.items()})
+    with pytest.raises(ConfigError) as error:
+        dropout_of(found)
+    assert str(error.value).startswith(message)

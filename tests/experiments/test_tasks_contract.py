@@ -351,6 +351,12 @@ def test_builtin_tasks_keep_the_contract(tmp_path, name):
     assert isinstance(data, Data)
 
 
+def test_the_example_of_an_own_task_keeps_the_contract(pytestconfig):
+    path = str(pytestconfig.rootpath / "examples" / "own_task.py")
+    _, data = tasks.load_task(Options(name=path))
+    assert len(data.train.lengths) == 2000
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -18,9 +18,9 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 import rdrop
-from experiments import second_pass
+from experiments.classify import consistency
+from experiments.classify.model import Dropout, Network, cell_of, learned
 from experiments.config import Config
-from experiments.network import Dropout, Network, cell_of, learned
 from experiments.task import Arrays, Batch, Data, Score, Task
 
 Metrics: TypeAlias = dict[str, Any]
@@ -128,12 +128,12 @@ class Training(NamedTuple):
         loss = _means(score)[0]
         if config.penalty == "none":
             return loss + self.price(params), loss
-        others = second_pass.keys(config, key, keys)
+        others = consistency.keys(config, key, keys)
         other = self.outputs(params, lane.dropout, batch, others)
         if others is not None:
             loss = (loss + _means(self.task.score(other, batch))[0]) / 2
-        weights = second_pass.weights(outputs, score, batch)
-        penalty = second_pass.PENALTIES[config.penalty](outputs, other, weights)
+        weights = consistency.weights(outputs, score, batch)
+        penalty = consistency.PENALTIES[config.penalty](outputs, other, weights)
         return loss + lane.penalty * penalty + self.price(params), loss
 
     def price(self, params) -> Float[Array, ""]:

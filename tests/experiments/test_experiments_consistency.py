@@ -11,13 +11,14 @@ import reference
 from helpers import traced_once
 
 import rdrop
-from experiments import axes, second_pass
+from experiments import axes
+from experiments.classify import consistency
+from experiments.classify.train import make_train, make_training, take
 from experiments.config import ConfigError, SecondPass, Task
 from experiments.engine import divide
 from experiments.sweep import make_lanes
 from experiments.task import Batch
 from experiments.tasks import find, japanese_vowels, label
-from experiments.train import make_train, make_training, take
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 NOISE = {"dropout.inputs.rate": 0.3, "dropout.recurrent.rate": 0.5}
@@ -117,7 +118,7 @@ def test_one_program_serves_every_weight(data, params):
 
 def test_the_second_pass_has_other_keys_but_where_it_shares():
     first = rdrop.stream_keys(KEY)
-    second = second_pass.keys(SecondPass("r_drop", shares="inputs gates"), KEY, first)
+    second = consistency.keys(SecondPass("r_drop", shares="inputs gates"), KEY, first)
     sites = [("inputs", "inputs"), ("inputs", "outputs"), ("recurrent", "gates")]
     equal = [
         bool(
@@ -129,7 +130,7 @@ def test_the_second_pass_has_other_keys_but_where_it_shares():
         for s in sites
     ]
     assert equal == [True, False, True]
-    assert second_pass.keys(SecondPass("expectation_linear"), KEY, first) is None
+    assert consistency.keys(SecondPass("expectation_linear"), KEY, first) is None
 
 
 def test_weights_are_an_axis_of_one_program_and_survive_a_file():
@@ -151,11 +152,11 @@ def test_steps_count_as_they_do_in_the_loss(rng):
     targets = jnp.asarray(rng.integers(0, 4, (3, 5)), jnp.int32)
     batch = Batch(outputs, lengths, targets)
     score = label.score(outputs, batch)
-    weights = second_pass.weights(outputs, score, batch)
+    weights = consistency.weights(outputs, score, batch)
     np.testing.assert_array_equal(weights, np.arange(5) < np.array([[5], [3], [1]]))
     halved = score._replace(weight=score.weight / jnp.float32([1, 2, 1]))
     np.testing.assert_allclose(
-        second_pass.weights(outputs, halved, batch)[1], [0.5, 0.5, 0.5, 0, 0]
+        consistency.weights(outputs, halved, batch)[1], [0.5, 0.5, 0.5, 0, 0]
     )
 
 

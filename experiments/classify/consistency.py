@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import rdrop
+from experiments.classify.model import SITES, Dropout
 from experiments.config import Config, ConfigError, SecondPass
-from experiments.network import SITES, Dropout
 from experiments.task import Arrays, Batch, Data, Score
 
 PENALTIES = {

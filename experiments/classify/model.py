@@ -9,8 +9,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Integer
 
 import rdrop
+from experiments.classify.methods import METHODS
 from experiments.config import Config, ConfigError, Noise, StateNoise, WeightNoise
-from experiments.methods import METHODS
 
 Dropout: TypeAlias = rdrop.Dropout | tuple[rdrop.Dropout, ...]
 

@@ -1,0 +1,1 @@
+"""Classifiers, taggers and regressors of sequences: model, noise and training."""
