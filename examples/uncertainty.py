@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.axes import make_sweep
+from experiments.classify.program import make_lanes
 from experiments.classify.splits import split
 from experiments.classify.train import make_train, make_training, take
-from experiments.sweep import make_lanes
 from experiments.task import Batch
 from experiments.tasks import find
 from rdrop import calibration, montecarlo, plot

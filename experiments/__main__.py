@@ -13,11 +13,12 @@ import tyro
 
 import rdrop
 from experiments import axes, commandline
+from experiments.classify.evaluate import evaluate_sequences
+from experiments.classify.run import Sequences
 from experiments.config import Config, ConfigError
 from experiments.devices import HERE, Machine, one_device_per_core
 from experiments.engine import Options, run
 from experiments.estimate import estimate
-from experiments.evaluation import evaluate_sequences
 from experiments.kinds import Kind
 from experiments.language.config import Config as ModelConfig
 from experiments.language.evaluate import Options as Evaluate
@@ -28,7 +29,6 @@ from experiments.runs.facts import read_facts
 from experiments.runs.files import StorageError
 from experiments.runs.folder import folder_of
 from experiments.runs.weights import Keep
-from experiments.sequences import Sequences
 
 ConfigPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG.toml")]
 Line = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RESULTS.jsonl:LINE")]
@@ -225,10 +225,10 @@ def _report(
     from experiments import report
 
     if figure is None:
-        path = report.write(runs, out)
-        report.summary(runs[0]) if len(runs) == 1 else None
+        path = report.write_report(runs, out)
+        report.print_summary(runs[0]) if len(runs) == 1 else None
     else:
-        path = report.figure(runs, figure, out)
+        path = report.write_figure(runs, figure, out)
     console.print(f"Written: {path}", style="bold", soft_wrap=True)
     return 0
 
@@ -271,8 +271,8 @@ def _concluding(tensorboard: bool) -> Callable[[Path], None]:
     def conclude(folder: Path) -> None:
         from experiments import report
 
-        path = report.write([folder])
-        report.summary(folder)
+        path = report.write_report([folder])
+        report.print_summary(folder)
         if tensorboard:
             from experiments.report import tensorboard as events
 

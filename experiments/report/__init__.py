@@ -94,10 +94,6 @@ def print_summary(folder: Path) -> None:
     console.print(f"\n{time_spent(run)}")
 
 
-# The names before version 0.2.0, until their callers use the new ones.
-write, figure, summary = write_report, write_figure, print_summary
-
-
 def _load(folder: Path) -> xr.Dataset:
     return lanes.started(load_dataset(folder))
 

@@ -271,7 +271,7 @@ def test_ten_thousand_lanes_are_listed_and_checked_at_once():
         (["--distributed"], "distributed: the processes cannot meet: "),
         (
             ["--dropout.inputs.kind", "gaussian", "--dropout.inputs.rate", "1"],
-            "The network cannot be built: ",
+            'dropout.inputs.rate: must be below 1 for kind = "gaussian", got 1.',
         ),
         (
             ["--dropout.inputs.rate", "0", "2"],
@@ -290,17 +290,17 @@ def test_ten_thousand_lanes_are_listed_and_checked_at_once():
         (["--task.name", "imdb"], "task.name: must be one of japanese_vowels, "),
         (
             ["--dropout.method", "keras"],
-            "dropout.inputs.rate: must be 0 beside the method keras.",
+            "dropout.inputs.rate: must be 0 with the method keras.",
         ),
-        (["--dropout.rate", "0.5"], "dropout.rate: is that of a method; name dropout."),
+        (["--dropout.rate", "0.5"], "dropout.rate: must be 0 without a method; set "),
         (
             ["--dropout.recurrent.drift", "0.5"],
             'dropout.recurrent.drift: must be 1 unless per = "step".',
         ),
         (
             ["--dropout.recurrent.learn", "True"],
-            'dropout.recurrent.learn: the kind must be "concrete", whose mask is '
-            'smooth in its rate, got "bernoulli".',
+            'dropout.recurrent.learn: the kind must be "concrete", whose mask '
+            'has a gradient in the rate, got "bernoulli".',
         ),
         (
             [
@@ -309,7 +309,7 @@ def test_ten_thousand_lanes_are_listed_and_checked_at_once():
                 "--dropout.recurrent.kind",
                 "concrete",
             ],
-            "dropout.recurrent.rate: must lie inside (0, 1) where it is learned, got",
+            "dropout.recurrent.rate: must lie inside (0, 1) if it is learned, got",
         ),
         (
             [

@@ -13,10 +13,10 @@ from helpers import traced_once
 import rdrop
 from experiments import axes
 from experiments.classify import consistency
+from experiments.classify.program import make_lanes
 from experiments.classify.train import make_train, make_training, take
 from experiments.config import ConfigError, SecondPass, Task
 from experiments.engine import divide
-from experiments.sweep import make_lanes
 from experiments.task import Batch
 from experiments.tasks import find, japanese_vowels, label
 

@@ -11,7 +11,7 @@ from folders import make_folder, make_lines, write_folder
 
 from experiments import report, runs
 from experiments.config import ConfigError
-from experiments.report import findings, sentences
+from experiments.report import findings, page, sentences
 from experiments.report.figures import drawings
 from experiments.report.lanes import PLANE
 from experiments.report.statistics import UNSETTLED
@@ -203,6 +203,15 @@ def test_every_setting_is_sorted_by_result(plane, unrendered):
     found = re.findall(r'data-label="test NLL"><span>([\d.]+)', table)
     assert len(found) == 6
     assert found == sorted(found)
+
+
+def test_a_long_table_says_that_it_is_cut(plane, unrendered):
+    unrendered.setattr(page, "MOST_ROWS", 3)
+    html, text = read_page(report.write_report([plane]))
+    table = html.split("Every setting (exploratory)")[1].split("</table>")[0]
+    assert table.count('data-label="test NLL"') == 3
+    assert "the baseline" in table
+    assert "The first 3 of 6 are shown." in text
 
 
 def test_rows_are_cards_on_a_phone(plane, unrendered):

@@ -11,10 +11,10 @@ import pytest
 import rdrop
 from experiments import axes
 from experiments.classify.model import dropout_of
+from experiments.classify.program import make_lanes
 from experiments.classify.splits import split
 from experiments.classify.train import NEVER, evaluate, make_train, make_training, take
 from experiments.config import ConfigError, Task
-from experiments.sweep import make_lanes
 from experiments.tasks import find
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")

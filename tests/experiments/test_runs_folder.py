@@ -13,13 +13,13 @@ import pytest
 
 from experiments import __main__ as commands
 from experiments import axes, engine
+from experiments.classify.run import Sequences
 from experiments.config import ConfigError
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.files import StorageError
 from experiments.runs.folder import LOCK, open_run
 from experiments.runs.records import read_records
 from experiments.runs.weights import load_weights
-from experiments.sequences import Sequences
 
 CONFIG = """
 seeds = 1

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments.axes import Lane
+from experiments.classify.program import Program, check, compile_sweep
 from experiments.classify.train import NEVER
 from experiments.config import Config
 from experiments.devices import Machine, local
@@ -16,7 +17,6 @@ from experiments.runs.checkpoints import conditions
 from experiments.runs.files import fingerprint
 from experiments.runs.records import make_record
 from experiments.runs.weights import Keep
-from experiments.sweep import Program, check, compile_sweep
 from experiments.tasks import find
 
 

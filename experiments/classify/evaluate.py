@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from experiments.classify.model import dropout_of
+from experiments.classify.run import Sequences
 from experiments.classify.splits import split
 from experiments.classify.train import evaluate as scores_of
 from experiments.classify.train import make_training, take
 from experiments.runs.evaluations import Evaluation, add_evaluations, open_lane
-from experiments.sequences import Sequences
 from experiments.task import Batch, Data
 
 

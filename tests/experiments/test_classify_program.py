@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import rdrop
-from experiments import axes, sweep
+from experiments import axes
+from experiments.classify.program import compile_sweep
 from experiments.config import ConfigError
 from experiments.tasks import find
 
@@ -26,7 +27,7 @@ def compiled(raw=SMALL, **options):
     found = axes.make_sweep(raw, "test")
     task = find(found.base.task.name)
     configs = [lane.config for lane in found.lanes()]
-    return sweep.compile_sweep(configs, task, task.load(found.base.task), **options)
+    return compile_sweep(configs, task, task.load(found.base.task), **options)
 
 
 def trained(program, which=None, bounds=None):
@@ -175,7 +176,7 @@ import numpy as np
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 sys.path.insert(0, "tests/experiments")
 from experiments.devices import make_mesh
-from test_experiments_sweep import compiled, masks, trained
+from test_classify_program import compiled, masks, trained
 drawn = masks(make_mesh(1, int(sys.argv[2])))
 history = trained(compiled(data_devices=int(sys.argv[2])))
 history = {k: np.asarray(v, float).tolist() for k, v in history.items()}
