@@ -17,7 +17,7 @@ from experiments import axes
 from experiments.classify.splits import split
 from experiments.config import Config
 from experiments.task import Batch, Data
-from experiments.tasks import find
+from experiments.tasks import load_task
 
 CONFIG = Path("configs/vowels_plane.toml")
 SEEDS = 3
@@ -72,7 +72,7 @@ def _sweep() -> axes.Sweep:
 
 def _problem() -> tuple[Config, Data]:
     config = _sweep().base
-    return config, find(config.task.name).load(config.task)
+    return config, load_task(config.task)[1]
 
 
 def _keras(config, data: Batch, outputs, rate):

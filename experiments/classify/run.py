@@ -17,7 +17,7 @@ from experiments.runs.checkpoints import conditions
 from experiments.runs.files import fingerprint
 from experiments.runs.records import make_record
 from experiments.runs.weights import Keep
-from experiments.tasks import find
+from experiments.tasks import load_task
 
 
 class Sequences:
@@ -29,8 +29,7 @@ class Sequences:
 
     def load(self, config: Config) -> Loaded:
         """Loads the data of the task."""
-        task = find(config.task.name)
-        data = task.load(config.task)
+        task, data = load_task(config.task)
         arrays = fingerprint(data.splits)
         return Loaded((task, data), data.units, data.source, arrays)
 
@@ -190,7 +189,7 @@ class SequencesTraining:
 
 
 def _note(names: Sequence[str], lines: Mapping[int, dict]) -> str:
-    """Returns the mean losses of the lanes that have not diverged."""
+    """Returns the mean losses of all lanes except diverged ones."""
 
     def mean(name):
         last = [line["metrics"][name][-1] for line in lines.values()]

@@ -1,5 +1,4 @@
-"""Language models: trained on a long text, window by window, as the papers do it.
+"""Language models: trained on a long text, window by window, as in the papers.
 
-Beside the sweeps of `experiments`, whose sequences stand alone, the carry is handed on
-from window to window here, and one training is long: `python -m experiments train`.
+The carry is carried over from window to window, and one training may take days.
 """

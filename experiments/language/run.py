@@ -52,7 +52,7 @@ class LanguageModels:
         corpus = load(config.task)
         names = tuple(corpus.vocabulary)
         units = UNITS[config.task.name]
-        return Loaded(corpus, units, "", fingerprint(corpus[1:]), names)
+        return Loaded(corpus, units, "", corpus.fingerprint, names)
 
     def check(self, configs: Sequence[Config], loaded: Loaded) -> None:
         """Traces one lane; raises a ConfigError if it cannot be trained."""

@@ -86,7 +86,7 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def check_data(folder: Path, facts: dict[str, Any], data: str) -> None:
-    """Checks that the data have not changed since the run started.
+    """Checks that the data are the same as at the start of the run.
 
     Args:
         folder: the run.

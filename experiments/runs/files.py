@@ -58,7 +58,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def read_file(path: Path) -> str:
-    """Reads UTF-8 text; empty if there is no file.
+    """Reads UTF-8 text; empty if the file does not exist.
 
     Raises:
         StorageError: it is a folder, not UTF-8, or cannot be read.

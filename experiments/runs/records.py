@@ -86,7 +86,7 @@ def make_record(
         evaluated_at: epoch of each evaluation.
         metrics: arrays by name.
         diverged_at: training step at which it diverged.
-        parameters: fingerprint of the final parameters; None if it has not ended.
+        parameters: fingerprint of the final parameters; None before it ends.
     """
     return {
         "setting": lane.setting,

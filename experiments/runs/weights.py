@@ -82,7 +82,7 @@ def load_weights(path: Path) -> Weights:
     """Reads the parameters of a lane.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: the file does not exist.
         StorageError: it is damaged, or another program wrote it.
     """
     if not path.is_file():

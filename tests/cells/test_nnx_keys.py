@@ -135,12 +135,14 @@ def test_a_sequence_begins_without_a_carry_or_if_it_is_told_to(name):
             assert (a != b).any()
 
 
-def test_a_new_sequence_begins_at_step_0():
-    rnn = rnnx.RNN(noisy(Dropout()))
-    carry, _ = rnn(XS)
-    rnn(XS, initial_carry=carry)
+@pytest.mark.parametrize("time_major", [False, True])
+def test_a_new_sequence_begins_at_step_0(time_major):
+    rnn = rnnx.RNN(noisy(Dropout()), time_major=time_major)
+    xs = XS.swapaxes(0, 1) if time_major else XS
+    carry, _ = rnn(xs)
+    rnn(xs, initial_carry=carry)
     assert rnn.cell.own.now().step == 2 * TIME
-    rnn(XS, initial_carry=carry, new_sequence=True)
+    rnn(xs, initial_carry=carry, new_sequence=True)
     assert rnn.cell.own.now().step == TIME
 
 

@@ -465,6 +465,7 @@ def test_the_examples_of_the_readme_are_valid(pytestconfig, tmp_path, monkeypatc
         ("def load(", "cannot be loaded: SyntaxError: '(' was never closed ("),
         ("import no_such", "cannot be loaded: ModuleNotFoundError: No module named 'n"),
         ("raise ValueError('a\\nb')", "cannot be loaded: ValueError: a b."),
+        ("raise ValueError('a.')", "cannot be loaded: ValueError: a."),
     ],
 )
 def test_a_wrong_task_of_ones_own_is_one_clear_line(tmp_path, source, message):
@@ -475,6 +476,7 @@ def test_a_wrong_task_of_ones_own_is_one_clear_line(tmp_path, source, message):
         tasks.find(str(path))
     assert str(error.value).startswith(f"{path}: {message}")
     assert "\n" not in str(error.value)
+    assert not str(error.value).endswith("..")
 
 
 def test_an_unknown_task_is_told_the_known_ones():

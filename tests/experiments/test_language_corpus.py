@@ -58,6 +58,9 @@ def test_spaces_around_every_line_are_not_part_of_it(folder):
     corpus = load(Task("characters", str(folder)))
     assert tokens(corpus, "test") == [*"a cat", "<eos>"]
     assert tokens(corpus, "train")[:12] == [*"the cat <unk"]
+    (folder / "ptb.valid.txt").write_text("   the cat  \n")
+    corpus = load(Task("characters", str(folder)))
+    assert tokens(corpus, "valid") == [*"  the cat ", "<eos>"]
 
 
 # Of all that str.splitlines ends a line at, or str.split takes for a space.

@@ -324,4 +324,5 @@ def test_the_table_of_the_docs_is_the_data():
         for name, own in layout.cells.items()
     ]
     written = re.findall(r"^\| (.*) \|$", REFERENCE.read_text(), flags=re.M)
-    assert [row.split(" | ") for row in written[1:]] == rows
+    table = [row.split(" | ") for row in written]
+    assert table[-len(rows) :] == rows

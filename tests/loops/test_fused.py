@@ -53,6 +53,7 @@ QUICK = [
     ("gru_reset_before", "multiplied_states"),
     ("simple", "no_noise"),
     ("min_gru", "mixed_states"),
+    ("min_gru", "multiplied_states"),  # its scan has two ways to mask a state
 ]
 PAIRS = [(name, setting) for name in CELLS for setting in SETTINGS]
 

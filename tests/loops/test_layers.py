@@ -192,7 +192,7 @@ def params_of(layer, xs):
 
 
 def test_stack_is_its_layers_one_after_the_other(problem):
-    """Layer n draws as a layer at that depth; one dropout is spread over all layers."""
+    """Layer n draws n above the keys' layer; one dropout is spread over all layers."""
     cells = [SimpleCell(2), SimpleCell(3)]
     stack = layers_of(*cells)
     params = params_of(stack, problem.xs)
@@ -200,13 +200,13 @@ def test_stack_is_its_layers_one_after_the_other(problem):
 
     @jax.jit
     def run(params, xs):
-        keys = problem.keys
+        keys = problem.keys.replace(layer=3)
         spread = stack.apply(params, xs, NOISE, keys, **options)
         listed = stack.apply(params, xs, [NOISE, NOISE], keys, **options)
         expected = []
         for depth, cell in enumerate(cells):
             own = {"params": params["params"][f"layers_{depth}"]}
-            at = keys.replace(layer=depth)
+            at = keys.replace(layer=3 + depth)
             carry, xs = rdrop.RNN(cell).apply(own, xs, NOISE, at, **options)
             expected.append(carry)
         return spread, listed, (tuple(expected), xs)

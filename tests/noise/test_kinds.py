@@ -117,6 +117,14 @@ def test_rate_zero_keeps_all_and_rate_one_drops_all(drawn):
     assert (drawn["zoneout"][1] == 1).all()
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_unit_whose_number_is_the_rate_is_kept(rate):
+    number = jnp.full((1, 1, 1), rate, jnp.float32)
+    for kind in (Bernoulli, DropConnect):
+        assert kind(rate).mask(number) == 1 / (1 - rate)
+    assert Zoneout(rate).mask(number).share == 0
+
+
 @pytest.mark.parametrize("rate", INNER)
 def test_gaussian_has_mean_one_and_the_variance_of_an_inverted_mask(drawn, rate):
     mask = np.float64(drawn["gaussian"][rate])
