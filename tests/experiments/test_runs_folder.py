@@ -180,9 +180,10 @@ def test_a_garbled_line_is_named_and_nothing_is_lost(
     assert ablate(config, folder) == 1
     assert_one_line(capsys.readouterr().err, message if text else "results.jsonl:1: no")
     assert path.read_bytes() == before
-    path.write_text(f"{first}\n{second}\n")
-    assert ablate(config, folder) == 0
-    assert figures(folder) == figures(runs / "finished")
+    if garbled == "truncated":  # mended by hand, the run resumes
+        path.write_text(f"{first}\n{second}\n")
+        assert ablate(config, folder) == 0
+        assert figures(folder) == figures(runs / "finished")
 
 
 def assert_one_line(error, message):
