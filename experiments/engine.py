@@ -163,14 +163,15 @@ class _Run:
 
     def finish(self, done: bool) -> None:
         """Removes files that are needed no longer, and writes the report."""
+        records = read_records(self.folder)
         if done:
-            records, loss = read_records(self.folder), self.facts["task"]["loss"]
-            prune_weights(self.folder, records, f"valid_{loss}", self.keep)
+            loss = f"valid_{self.facts['task']['loss']}"
+            prune_weights(self.folder, records, loss, self.keep)
             shutil.rmtree(self.folder / COMPILED, ignore_errors=True)
-        if not self.store.ended and not read_records(self.folder):
-            console.print("Stopped before the first evaluation: nothing to report.")
-        else:
+        if records:
             self.options.conclude(self.folder)
+        else:
+            console.print("Stopped before the first evaluation: nothing to report.")
         if not done:
             console.print("Stopped. The same command resumes.")
 
