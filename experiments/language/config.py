@@ -66,6 +66,9 @@ class Model:
     cells' own initialisers, other kernels by Glorot's."""
     init_embedding: NotNegative = 0.0
     """The range for embedding and softmax, whose bias then starts at 0; 0: `init`."""
+    two_biases: bool = False
+    """Whether each gate adds two biases, as in Torch and cuDNN: with gradient descent
+    their sum moves twice as far as one bias."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of matrix products; parameters and softmax are float32."""
 
@@ -101,6 +104,8 @@ class Outside:
     """x_t into every other layer."""
     outputs: Noise = field(default_factory=Noise)
     """y_t of the last layer, into the softmax."""
+    projected: Noise = field(default_factory=Noise)
+    """The projection of y_t into a tied softmax of another size."""
     held: Literal["window", "epoch"] = "window"
     """Lifetime of masks with per = "sequence", and of dropped words and weights."""
 
@@ -161,8 +166,18 @@ class Train:
     decay: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Factor of the learning rate: each epoch after `hold`, or with `patience`."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """If not 0, the learning rate decays after this many epochs without a lower
-    validation loss, instead of after each epoch."""
+    """If not 0, the learning rate decays after this many epochs without improvement of
+    the validation figure, instead of after each epoch."""
+    improves_on: Literal["best", "previous"] = "best"
+    """With `patience`: the earlier figure that an epoch has to improve on."""
+    least_improvement: NotNegative = 0.0
+    """With `patience`: the least improvement, in the quoted unit, perplexity or bits;
+    with 0, any improvement counts."""
+    forget_best: bool = False
+    """With `patience`: whether a decay forgets the best figure, so that the next epoch
+    improves in any case."""
+    lowest_rate: NotNegative = 0.0
+    """Training ends before `epochs` once the learning rate is below this one."""
     averaging: Literal["none", "nt_asgd"] = "none"
     """NT-ASGD averages parameters once the validation loss of an epoch is higher than
     the lowest loss of the epochs at least `non_monotone` before."""
@@ -171,7 +186,12 @@ class Train:
     clip: NotNegative = 5.0
     """Largest global norm of the gradients; 0: no clipping."""
     weight_decay: NotNegative = 0.0
-    """L2 penalty: this multiple of the parameters is added to the clipped gradients."""
+    """L2 penalty: this multiple of the parameters is added to their gradients."""
+    weight_decay_on: Literal["clipped", "gradients", "parameters"] = "clipped"
+    """Whether it is added to the clipped gradients, or to the gradients before they are
+    clipped, or is taken from the parameters at any learning rate."""
+    probability_offset: NotNegative = 0.0
+    """Added to each probability before its logarithm, also in evaluation."""
     activation: NotNegative = 0.0
     """AR: weight of the mean square of the last layer's outputs, after dropout."""
     temporal_activation: NotNegative = 0.0
@@ -179,8 +199,24 @@ class Train:
     keep: Literal["last", "best"] = "last"
     """Whether to keep the parameters of the last epoch, or of the epoch with the lowest
     validation loss."""
-    evaluation_batch: Count = 20
-    """Rows that the other texts are cut into for evaluation; every token counts."""
+
+
+@with_config(DESCRIBED)
+@dataclass(frozen=True)
+class Evaluation:
+    """How the losses of the validation and test texts are measured."""
+
+    batch: Count = 20
+    """Rows that a text is cut into; every token counts."""
+    test_batch: Annotated[int, Field(ge=0)] = 0
+    """Rows of the test text for the commands evaluate and reproduce; 0: `batch`."""
+    mean: Literal["tokens", "windows"] = "tokens"
+    """Whether the loss is a mean over tokens, or the logarithm of the mean perplexity
+    over windows."""
+    passes: Annotated[int, Field(ge=0)] = 0
+    """Monte Carlo passes for the command reproduce; 0: none."""
+    words: bool = True
+    """Whether words are dropped in Monte Carlo passes."""
 
 
 @with_config(DESCRIBED)
@@ -199,3 +235,21 @@ class Config:
     dropout: Dropout = field(default_factory=Dropout)
     second_pass: SecondPass = field(default_factory=SecondPass)
     train: Train = field(default_factory=Train)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def __post_init__(self):
+        """Checks fields of different tables that exclude one another."""
+        model, train = self.model, self.train
+        top = model.top_units or model.units
+        if self.dropout.projected.rate and not (model.tied and top != model.embedding):
+            raise ValueError(
+                "dropout.projected.rate: must be 0 unless the softmax is tied to an "
+                f"embedding of another size than the last layer, got "
+                f"{self.dropout.projected.rate:g}"
+            )
+        descent = train.optimiser == "sgd" and train.weight_decay_on != "gradients"
+        if model.two_biases and not (model.cell == "lstm" and descent):
+            raise ValueError(
+                'model.two_biases: must be false unless model.cell is "lstm", '
+                'train.optimiser is "sgd" and train.weight_decay_on is not "gradients"'
+            )

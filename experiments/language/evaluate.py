@@ -25,6 +25,7 @@ from scipy.optimize import minimize_scalar
 
 import rdrop
 from experiments.config import ConfigError
+from experiments.language.config import Config
 from experiments.language.corpus import Rows, quoted, whole_rows
 from experiments.language.model import LanguageModel, Noise, make_model, noises
 from experiments.language.run import LanguageModels
@@ -32,6 +33,7 @@ from experiments.language.train import (
     blank_carry,
     in_windows,
     make_evaluate,
+    mean_loss,
     token_losses,
 )
 from experiments.progress import console
@@ -87,15 +89,16 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
     config, params, corpus = lane.config, lane.params, lane.loaded.data
     model = make_model(config, len(corpus.vocabulary))
     window = options.window or config.train.window
-    valid, rows = (
-        whole_rows(text, config.train.evaluation_batch, window)
-        for text in (corpus.valid, getattr(corpus, options.split))
-    )
+    valid = whole_rows(corpus.valid, config.evaluation.batch, window)
+    rows = valid
+    if options.split == "test":
+        batch = config.evaluation.test_batch or config.evaluation.batch
+        rows = whole_rows(corpus.test, batch, window)
     scaled = scale_rates(noises([config])[0], options.noise)
     wanted = [(0, 1.0)] + [(k, p) for k in options.passes for p in options.powers]
-    deterministic = jax.jit(make_evaluate(model, window))
+    deterministic = jax.jit(make_evaluate(config, model, window))
     held = options.masks == "text"
-    sampled = jax.jit(make_montecarlo(model, window, options.chunk, held))
+    sampled = jax.jit(make_montecarlo(config, model, window, options.chunk, held))
     root, most = jax.random.key(options.seed), max(options.passes, default=1)
     keys = jax.vmap(lambda k: jax.random.fold_in(root, k))(jnp.arange(most))
     found: list[Evaluation] = []
@@ -117,20 +120,24 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
 
 
 def make_montecarlo(
-    model: LanguageModel, window: int, chunk: int, held: bool
+    config: Config, model: LanguageModel, window: int, chunk: int, held: bool
 ) -> Callable[..., Float[Array, ""]]:
     """Returns a function of (params, noise, rows, keys, power, temperature).
 
-    It returns the mean nll per token of the power mean over passes, one per key.
+    It returns the loss of a text for the power mean over passes, one per key.
 
     Args:
+        config: how the loss is measured, and whether words are dropped.
         model: the model.
         window: steps at a time.
         chunk: passes at a time.
         held: whether masks with per="sequence" live for the text, not for a window.
     """
+    offset = config.train.probability_offset
 
     def evaluate(params, noise, rows: Rows, keys, power, temperature):
+        noise = noise if config.evaluation.words else noise._replace(words=None)
+
         def read(carries, numbered):
             number, columns = numbered
 
@@ -146,7 +153,7 @@ def make_montecarlo(
             prediction, carries = rdrop.montecarlo.predict(
                 one, (keys, carries), power=power, chunk=chunk, has_aux=True
             )
-            losses = token_losses(prediction.log_probs, columns.targets)
+            losses = token_losses(prediction.log_probs, columns.targets, offset)
             return carries, (losses * columns.weights).sum()
 
         carry = blank_carry(model, params, len(rows.inputs))
@@ -154,7 +161,7 @@ def make_montecarlo(
         columns = in_windows(rows, window)
         numbers = jnp.arange(len(columns.inputs))
         _, sums = jax.lax.scan(read, carries, (numbers, columns))
-        return sums.sum() / rows.weights.sum()
+        return mean_loss(sums, columns.weights, config.evaluation.mean)
 
     return evaluate
 

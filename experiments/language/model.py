@@ -39,11 +39,13 @@ class Noise(NamedTuple):
         words: noise on rows of the embedding.
         layers: noise of each layer, except on the outputs of the last layer.
         outputs: noise on the outputs of the last layer.
+        projected: noise on their projection.
     """
 
     words: rdrop.Bernoulli | None
     layers: tuple[rdrop.Dropout, ...]
     outputs: Any
+    projected: Any = None
 
 
 class Reading(NamedTuple):
@@ -96,8 +98,11 @@ class LanguageModel(nn.Module):
         carry, raw = self._stack()(
             xs.astype(dtype), layers, keys, initial_carry=carry, lengths=lengths
         )
-        dropped = raw if noise is None else self._drop(raw, noise.outputs, keys)
-        return Reading(carry, self._logits(dropped, table), raw, dropped)
+        noise = noise or Noise(None, (), None)
+        top = self.options.layers
+        dropped = _drop(raw, noise.outputs, keys, top - 1)
+        projected = _drop(self._project(dropped), noise.projected, keys, top)
+        return Reading(carry, self._logits(projected, table), raw, dropped)
 
     def _stack(self):
         options = self.options
@@ -105,40 +110,46 @@ class LanguageModel(nn.Module):
         layers = [rdrop.RNN(cell(n, dtype=dtype)) for n in sizes(options)]
         return rdrop.Stack(layers, name="stack")
 
-    def _drop(self, ys: Any, noise: Any, keys: Any) -> Any:
-        """Returns the outputs of the last layer with their noise."""
-        if noise is None:
+    def _project(self, ys):
+        """Returns vectors of the size of a tied embedding."""
+        units, size = ys.shape[-1], self.options.embedding
+        if not self.options.tied or units == size:
             return ys
-        dropout = rdrop.Dropout(outputs=noise)
-        masks = dropout.expected()
-        if keys is not None:
-            at_top = keys.replace(layer=keys.layer + self.options.layers - 1)
-            batch, time, units = ys.shape
-            site = {"outputs": rdrop.Site(1, units)}
-            masks = rdrop.draw(dropout, at_top, site, batch, time)
-        mask: Any = masks.outputs
-        if mask is None:
-            return ys
-        if mask.ndim == 4:
-            mask = mask[:, :, 0].swapaxes(0, 1)
-        return ys * mask.astype(ys.dtype)
+        projection = self._parameter("projection", units, size)
+        return _product(ys, projection, 0).astype(ys.dtype)
 
     def _logits(self, ys, table):
-        units, size = ys.shape[-1], self.options.embedding
+        units = ys.shape[-1]
         bias = self.param(
             "bias", nn.initializers.zeros, (self.vocabulary,), jnp.float32
         )
         if not self.options.tied:
             kernel = self._parameter("readout", units, self.vocabulary)
             return _product(ys, kernel, 0) + bias[None, None]
-        if units != size:
-            projection = self._parameter("projection", units, size)
-            ys = _product(ys, projection, 0).astype(ys.dtype)
         return _product(ys, table, 1) + bias[None, None]
 
     def _parameter(self, name, rows, columns):
         glorot = nn.initializers.glorot_uniform()
         return self.param(name, glorot, (rows, columns), jnp.float32)
+
+
+def _drop(ys: Any, noise: Any, keys: Any, layer: int) -> Any:
+    """Returns outputs of a layer with noise; without keys, in expectation over it."""
+    if noise is None:
+        return ys
+    dropout = rdrop.Dropout(outputs=noise)
+    masks = dropout.expected()
+    if keys is not None:
+        there = keys.replace(layer=keys.layer + layer)
+        batch, time, units = ys.shape
+        site = {"outputs": rdrop.Site(1, units)}
+        masks = rdrop.draw(dropout, there, site, batch, time)
+    mask: Any = masks.outputs
+    if mask is None:
+        return ys
+    if mask.ndim == 4:
+        mask = mask[:, :, 0].swapaxes(0, 1)
+    return ys * mask.astype(ys.dtype)
 
 
 def make_model(config: Config, vocabulary: int) -> LanguageModel:
@@ -158,6 +169,9 @@ def init(model: LanguageModel, key: Key[Array, ""]) -> Any:
         if options.init or (of_softmax and options.init_embedding):
             at = jax.random.fold_in(key, number)
             leaf = scale * jax.random.uniform(at, leaf.shape, leaf.dtype, -1, 1)
+            if options.two_biases and path[-1] == "bias" and not of_softmax:
+                at = jax.random.fold_in(at, 1)
+                leaf += scale * jax.random.uniform(at, leaf.shape, leaf.dtype, -1, 1)
         flat[path] = leaf
     return unflatten_dict(flat)
 
@@ -188,7 +202,9 @@ def noises(configs: Sequence[Config]) -> list[Noise]:
     layers = tuple(rdrop.Dropout(inputs=noise, **of_layers) for noise in below)
     rates = np.array([config.dropout.words.rate for config in configs], np.float32)
     words = rdrop.Bernoulli(rates, batch=first.dropout.words.batch)
-    together = Noise(words if rates.any() else None, layers, at("outputs"))
+    together = Noise(
+        words if rates.any() else None, layers, at("outputs"), at("projected")
+    )
     return [
         jax.tree.map(lambda leaf, n=n: leaf[n], together) for n in range(len(configs))
     ]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from experiments.language.config import Train
+from experiments.language.config import Config, Train
 
 
 class Average(NamedTuple):
@@ -74,35 +74,78 @@ def is_non_monotone(losses: Sequence[float], interval: int) -> bool:
 
 
 def make_optimiser(
-    train: Train, rate: Any, weight_decay: Any
+    config: Config, rate: Any, weight_decay: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimiser: clipping, L2 penalty, descent; the rate may be traced."""
-    steps = [
-        optax.clip_by_global_norm(train.clip) if train.clip else optax.identity(),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_adam(b1=train.beta1)
-        if train.optimiser == "adam"
-        else optax.identity(),
-        optax.scale_by_learning_rate(rate),
-        nt_asgd() if train.averaging == "nt_asgd" else optax.identity(),
-    ]
-    return optax.chain(*steps)
+    """Returns the optimiser: clipping, L2 penalty, descent.
+
+    Args:
+        config: its options are static.
+        rate: learning rate; may be traced.
+        weight_decay: L2 penalty; may be traced.
+    """
+    train = config.train
+    l2 = optax.add_decayed_weights(weight_decay)
+    twice = _scale_biases(math.sqrt(2)) if config.model.two_biases else None
+    adam = train.optimiser == "adam"
+    steps = {
+        "penalty inside": l2 if train.weight_decay_on == "gradients" else None,
+        "both biases": twice,
+        "clipping": optax.clip_by_global_norm(train.clip) if train.clip else None,
+        "their sum": twice,
+        "penalty": l2 if train.weight_decay_on == "clipped" else None,
+        "adam": optax.scale_by_adam(b1=train.beta1) if adam else None,
+        "descent": optax.scale_by_learning_rate(rate),
+        "shrinkage": _shrink(weight_decay)
+        if train.weight_decay_on == "parameters"
+        else None,
+        "averaging": nt_asgd() if train.averaging == "nt_asgd" else None,
+    }
+    return optax.chain(*(step or optax.identity() for step in steps.values()))
 
 
-def decays(train: Train, losses: Sequence[float]) -> int:
+def _scale_biases(factor: float) -> optax.GradientTransformation:
+    """Returns a transformation that scales the gradients of the gates' biases.
+
+    Two biases that are added have the same gradient g: their squared norm is that of
+    sqrt(2) g, and a step moves their sum as sqrt(2) times sqrt(2) g does.
+    """
+
+    def scale(path, leaf):
+        gates = path[-1].key == "bias" and len(path) > 2
+        return leaf * factor if gates else leaf
+
+    return optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)
+    )
+
+
+def _shrink(share: Any) -> optax.GradientTransformation:
+    """Returns a transformation that takes a share of the updated parameters away."""
+
+    def shrink(update, param):
+        return update - share * (param + update)
+
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(shrink, updates, params)
+    )
+
+
+def decays(train: Train, figures: Sequence[float]) -> int:
     """Returns how many times the learning rate has decayed before the next epoch.
 
     Args:
         train: options; the rate decays at every epoch after `hold`, or with `patience`,
-            after that many epochs since the lowest loss or the last decay.
-        losses: validation losses so far, one per epoch.
+            after that many epochs since the last improvement or the last decay.
+        figures: of the validation text, in the quoted unit, one per epoch.
     """
     if not train.patience:
-        return max(0, len(losses) + 1 - train.hold)
-    lowest, waited, count = math.inf, 0, 0
-    for loss in losses:
-        improved = loss < lowest
-        lowest, waited = min(lowest, loss), 0 if improved else waited + 1
+        return max(0, len(figures) + 1 - train.hold)
+    standard, waited, count = math.inf, 0, 0
+    for figure in figures:
+        improved = figure < standard - train.least_improvement
+        standard = min(standard, figure) if train.improves_on == "best" else figure
+        waited = 0 if improved else waited + 1
         if waited == train.patience:
             count, waited = count + 1, 0
+            standard = math.inf if train.forget_best else standard
     return count

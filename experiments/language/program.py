@@ -94,7 +94,7 @@ class Program:
         behind = longest(config.train) * config.train.vary_window
         self.rows = jax.tree.map(lambda leaf: np.pad(leaf, [(0, 0), (0, behind)]), rows)
         self.valid, self.test = (
-            whole_rows(text, config.train.evaluation_batch, config.train.window)
+            whole_rows(text, config.evaluation.batch, config.train.window)
             for text in (corpus.valid, corpus.test)
         )
 
@@ -147,8 +147,10 @@ class Program:
 
     @cached_property
     def evaluate(self) -> Any:
-        """(params, noise, rows) -> mean loss."""
-        return jax.jit(make_evaluate(self.training.model, self.config.train.window))
+        """(params, noise, rows) -> loss of a text."""
+        training = self.training
+        window = training.config.train.window
+        return jax.jit(make_evaluate(training.config, training.model, window))
 
     def _arguments(self) -> tuple:
         """Returns arguments of `advance` after the state, for their shapes."""

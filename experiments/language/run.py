@@ -146,7 +146,8 @@ class ModelTraining:
     @property
     def ended(self) -> bool:
         """Whether it is trained, or has diverged."""
-        return int(self.state.epoch) == self._options.epochs or self._has_diverged()
+        done = int(self.state.epoch) == self._options.epochs
+        return done or self._rests() or self._has_diverged()
 
     def restore(self, state: Progress, number: int) -> float:
         """Continues after a window; returns the epochs done."""
@@ -218,8 +219,19 @@ class ModelTraining:
         """Returns learning rate and averaging of the epoch, from earlier losses."""
         epoch = int(self.state.epoch)
         losses = np.asarray(self.state.valid)[:epoch].tolist()
-        rate = self._options.decay ** decays(self._options, losses)
-        return pace(epoch, rate, is_non_monotone(losses, self._options.non_monotone))
+        averages = is_non_monotone(losses, self._options.non_monotone)
+        return pace(epoch, self._rate(), averages)
+
+    def _rate(self) -> float:
+        """Returns the factor of the learning rate in the next epoch."""
+        losses = np.asarray(self.state.valid)[: int(self.state.epoch)]
+        (figures,) = quoted(self._setting.config.task, losses).values()
+        return self._options.decay ** decays(self._options, figures.tolist())
+
+    def _rests(self) -> bool:
+        """Whether the learning rate has become too low to train on."""
+        rate = self._setting.config.train.learning_rate * self._rate()
+        return rate < self._options.lowest_rate
 
     def _evaluate(self, done: float) -> Step:
         """Ends an epoch: evaluates, and starts the next one."""
@@ -238,7 +250,7 @@ class ModelTraining:
         if not self.ended:
             self._plan = self._make_plan()
             self._begin_epoch()
-        left = self._options.epochs - epoch if self._has_diverged() else 0
+        left = self._options.epochs - epoch if self.ended else 0
         return Step(done + left, note, epoch, {0: line}, weights)
 
     def _judge(self) -> dict[int, Any]:

@@ -6,7 +6,7 @@ its start.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +157,7 @@ class Training(NamedTuple):
 
         def read(keys):
             reading = self.model.apply(params, inputs, lane.noise, keys, carry, lengths)
-            losses = token_losses(reading.logits, targets)
+            losses = token_losses(reading.logits, targets, train.probability_offset)
             nll = jnp.where(inside, losses, 0).sum()
             return reading, nll
 
@@ -194,7 +194,7 @@ class Training(NamedTuple):
         return tuple(keys and keys.replace(step=step) for keys in (first, second))
 
     def _optimiser(self, lane, rate):
-        return make_optimiser(self.config.train, rate, lane.weight_decay)
+        return make_optimiser(self.config, rate, lane.weight_decay)
 
 
 def make_training(config: Config, vocabulary: int) -> Training:
@@ -202,24 +202,51 @@ def make_training(config: Config, vocabulary: int) -> Training:
     return Training(config, make_model(config, vocabulary))
 
 
-def make_evaluate(model: LanguageModel, window: int) -> Callable[..., Array]:
+def make_evaluate(
+    config: Config, model: LanguageModel, window: int
+) -> Callable[..., Array]:
     """Returns a function of (params, noise, rows, temperature).
 
-    It returns the mean nll per token, in expectation over the noise; the temperature
+    It returns the loss of a text, in expectation over the noise; the temperature
     divides the logits.
     """
 
     def evaluate(params, noise: Noise, rows: Rows, temperature=1.0):
         def read(carry, columns):
             reading = model.apply(params, columns.inputs, noise, None, carry)
-            losses = token_losses(reading.logits / temperature, columns.targets)
+            losses = token_losses(
+                reading.logits / temperature,
+                columns.targets,
+                config.train.probability_offset,
+            )
             return reading.carry, (losses * columns.weights).sum()
 
         carry = blank_carry(model, params, len(rows.inputs))
-        _, sums = jax.lax.scan(read, carry, in_windows(rows, window))
-        return sums.sum() / rows.weights.sum()
+        columns = in_windows(rows, window)
+        _, sums = jax.lax.scan(read, carry, columns)
+        return mean_loss(sums, columns.weights, config.evaluation.mean)
 
     return evaluate
+
+
+def mean_loss(
+    sums: Float[Array, "W"],
+    weights: Float[Arrays, "W B T"],
+    mean: Literal["tokens", "windows"],
+) -> Float[Array, ""]:
+    """Returns the loss of a text.
+
+    Args:
+        sums: the summed losses of each window.
+        weights: 1 for a token, 0 for padding.
+        mean: over all tokens; or the logarithm of the mean perplexity of the windows,
+            weighted by their tokens, as Semeniuta et al. 2016 (get_test_costs in
+            sgd_optimizer.py of their code), whose windows all have as many.
+    """
+    if mean == "tokens":
+        return sums.sum() / weights.sum()
+    counts = weights.sum((1, 2))
+    return jax.nn.logsumexp(sums / counts, b=counts / counts.sum())
 
 
 def in_windows(rows: Rows, window: int) -> Rows:
@@ -230,10 +257,17 @@ def in_windows(rows: Rows, window: int) -> Rows:
 
 
 def token_losses(
-    logits: Float[Array, "B T V"], targets: Int[Arrays, "B T"]
+    logits: Float[Array, "B T V"], targets: Int[Arrays, "B T"], offset: float = 0.0
 ) -> Float[Array, "B T"]:
-    """Returns the negative log-likelihood of each token, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    """Returns the negative log-likelihood of each token, in nats.
+
+    Args:
+        logits: unnormalised logarithms of probabilities.
+        targets: the tokens.
+        offset: added to each probability before its logarithm.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return -jnp.logaddexp(-losses, jnp.log(offset)) if offset else losses
 
 
 def blank_carry(model: LanguageModel, params: Any, batch: int) -> Any:

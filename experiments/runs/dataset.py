@@ -60,8 +60,10 @@ class Grid(NamedTuple):
 def load_dataset(folder: Path) -> xr.Dataset:
     """Reads a run, see `experiments.runs.load`.
 
-    A metric is NaN if its lane is missing, stopped earlier, or is not finite. Training
-    losses are recorded once per epoch; the data set has them at the evaluated epochs.
+    A metric is NaN if its lane is missing, was interrupted, or is not finite. A lane
+    that ended before the others, at its lowest learning rate, keeps its last values.
+    Training losses are recorded once per epoch; the data set has them at the evaluated
+    epochs.
     """
     files = _read_folder(folder)
     grid = _grid(files, folder)
@@ -118,6 +120,8 @@ def _metrics(records, places, grid: Grid) -> dict[str, np.ndarray]:
     for record, place in zip(records, places, strict=True):
         for name, values in record["metrics"].items():
             shown = _at_evaluations(name, values, record["evaluated_at"])
+            if record["status"] == "finished":
+                shown = shown + shown[-1:] * (len(grid.epochs) - len(shown))
             found[name][place][: len(shown)] = np.array(shown, float)
     return found
 

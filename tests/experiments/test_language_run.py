@@ -51,7 +51,9 @@ epochs = 3
 batch = 2
 window = 5
 hold = 1
-evaluation_batch = 2
+
+[evaluation]
+batch = 2
 """
 
 
@@ -133,7 +135,7 @@ def test_kept_parameters_have_the_losses_that_are_written(finished, text):
     params = load_weights(weights_path(finished, 1)).params
     corpus = run.load(config.task)
     model = make_model(config, len(corpus.vocabulary))
-    nll = make_evaluate(model, 5)(
+    nll = make_evaluate(config, model, 5)(
         params, noises([config])[0], whole_rows(corpus.test, 2, 5)
     )
     written = lines(finished)[1]["metrics"]["test_nll"][-1]
@@ -212,6 +214,18 @@ def test_with_the_best_kept_the_figures_are_those_of_the_best(text, config, tmp_
 
 
 @pytest.mark.usefixtures("no_report")
+def test_training_ends_at_the_lowest_rate(text, config, tmp_path):
+    """The rate halves after each of three epochs, from 1; epoch 3 has 0.25."""
+    arguments = ["--train.lowest-rate", "0.2", "0.3"]
+    assert train(text, config, tmp_path / "run", *arguments) == 0
+    whole, shorter = lines(tmp_path / "run")
+    assert (whole["epochs"], shorter["epochs"]) == (3, 2)
+    assert {whole["status"], shorter["status"]} == {"finished"}
+    for name, values in shorter["metrics"].items():
+        assert values == whole["metrics"][name][:2]
+
+
+@pytest.mark.usefixtures("no_report")
 def test_a_lane_that_diverges_is_marked_and_the_next_is_trained(text, config, tmp_path):
     rates = ["--train.learning-rate", "1e30", "1"]
     assert train(text, config, tmp_path / "run", *rates) == 0
@@ -235,6 +249,8 @@ def test_a_lane_that_diverges_is_marked_and_the_next_is_trained(text, config, tm
             "top_units: must be 0 if",
         ),
         (["--dropout.inputs.learn", "True"], "dropout.inputs.learn: must be false"),
+        (["--dropout.projected.rate", "0.1"], "projected.rate: must be 0 unless"),
+        (["--model.two-biases", "True"], "two_biases: must be false unless"),
         (["--train.decay", "1.5"], "train.decay: .* less than or equal to 1"),
         (["--second-pass.shares", "no"], "second_pass.shares: must be names of sites"),
     ],
@@ -427,7 +443,7 @@ def test_montecarlo_is_the_mean_over_passes_each_read_by_itself(noisy, held):
     weights = rows.weights.astype(float)
     expected = -(np.log(found) * weights).sum() / weights.sum()
     for chunk in (1, 2, 3):
-        montecarlo = jax.jit(make_montecarlo(model, 7, chunk, held))
+        montecarlo = jax.jit(make_montecarlo(NOISY, model, 7, chunk, held))
         actual = montecarlo(params, noise, rows, keys, 1.0, 1.3)
         assert float(actual) == pytest.approx(expected, rel=1e-5)
 
@@ -437,7 +453,7 @@ def test_more_passes_come_near_their_expectation(noisy):
     """Of the probability of a text of one token, the error falls as 1 / sqrt(K)."""
     model, params, noise, text = noisy
     rows = whole_rows(text[:2], 1, 1)
-    montecarlo = jax.jit(make_montecarlo(model, 1, 64, True))
+    montecarlo = jax.jit(make_montecarlo(NOISY, model, 1, 64, True))
     keys = jax.random.split(jax.random.key(2), 2048)
     one = jax.vmap(lambda key: montecarlo(params, noise, rows, key[None], 1.0, 1.0))
     probabilities = np.exp(-np.asarray(one(keys), float))

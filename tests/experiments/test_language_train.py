@@ -1,6 +1,7 @@
 """A language model's windows are those of the papers, and of PyTorch."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -13,8 +14,17 @@ import reference
 import rdrop
 from experiments.axes import make_sweep
 from experiments.config import ConfigError, Noise, StateNoise, WeightNoise
-from experiments.language.config import SHARED, Config, Dropout, Model, Train, Words
+from experiments.language.config import (
+    SHARED,
+    Config,
+    Dropout,
+    Evaluation,
+    Model,
+    Train,
+    Words,
+)
 from experiments.language.corpus import Corpus, whole_rows
+from experiments.language.evaluate import make_montecarlo
 from experiments.language.model import (
     drop_words,
     init,
@@ -32,7 +42,8 @@ from experiments.language.train import blank_carry, make_evaluate, token_losses
 
 V = 11
 SMALL = Model(embedding=6, units=6, layers=2, init=0.3)
-TRAIN = Train(epochs=2, batch=3, window=5, evaluation_batch=2, clip=0.5)
+TRAIN = Train(epochs=2, batch=3, window=5, clip=0.5)
+ROWS = Evaluation(batch=2)
 RECURRENT = SHARED[4:]
 NOISY = Dropout(
     words=Words(0.2),
@@ -84,6 +95,7 @@ def params():
 
 
 def make_config(model=SMALL, dropout=None, train=TRAIN, **options):
+    options = {"evaluation": ROWS} | options
     return Config(model=model, dropout=dropout or Dropout(), train=train, **options)
 
 
@@ -199,6 +211,25 @@ def test_parameters_begin_within_their_bounds():
             assert abs(part.mean()) <= 5 * bound / math.sqrt(3 * part.size)
 
 
+def test_the_projection_of_a_tied_softmax_has_its_own_noise(rng):
+    options = Model(embedding=6, units=9, layers=1, tied=True, init=0.3)
+    dropped = dataclasses.replace(NOISY, between=Noise(), projected=Noise(rate=0.5))
+    config = make_config(options, dropped)
+    model, (noise,) = make_model(config, V), noises([config])
+    params = init(model, jax.random.key(0))
+    tokens = jnp.asarray(rng.integers(0, V, (3, 7), np.int32))
+    keys = rdrop.stream_keys(jax.random.key(1))
+    reading = model.apply(params, tokens, noise, keys)
+    weights = jax.tree.map(np.asarray, params["params"])
+    projected = np.asarray(reading.dropped @ weights["projection"])
+    site = {"outputs": rdrop.Site(1, 6)}
+    above = keys.replace(layer=1)
+    mask = rdrop.draw(rdrop.Dropout(outputs=noise.projected), above, site, 3, 7).outputs
+    assert set(np.unique(mask)) == {0.0, 2.0}
+    expected = projected * np.asarray(mask) @ weights["embedding"].T + weights["bias"]
+    np.testing.assert_allclose(reading.logits, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_bfloat16_keeps_parameters_memory_and_softmax_in_float32(run):
     config = make_config(Model(embedding=6, units=6, dtype="bfloat16"))
@@ -254,7 +285,37 @@ def test_an_epoch_is_that_of_pytorch(run, corpus, per, clip):
     assert int(state.tokens) == 3 * 5 * 4
 
 
-def torch_epoch(torch, params, corpus, train):
+@pytest.mark.parametrize(
+    ("two_biases", "penalty_on"),
+    [
+        (True, "clipped"),
+        (False, "gradients"),
+        (False, "parameters"),
+        pytest.param(True, "parameters", marks=pytest.mark.slow),
+    ],
+)
+def test_two_biases_and_each_penalty_are_those_of_pytorch(
+    run, corpus, two_biases, penalty_on
+):
+    torch = pytest.importorskip("torch")
+    train = Train(
+        epochs=1,
+        batch=3,
+        window=5,
+        clip=0.2,
+        weight_decay=0.05,
+        weight_decay_on=penalty_on,
+    )
+    config = make_config(dataclasses.replace(SMALL, two_biases=two_biases), train=train)
+    program = Program([config], corpus)
+    key = jax.random.fold_in(program.lanes[0].key, 0)
+    params = init(program.training.model, key)["params"]
+    expected, _ = torch_epoch(torch, params, corpus, train, two_biases)
+    found = run(config).params
+    np.testing.assert_allclose(flat(found), flat(expected), rtol=0, atol=2e-6)
+
+
+def torch_epoch(torch, params, corpus, train, two_biases=False):
     """Trains an nn.LSTM of the same parameters; returns them and the sum of the nll."""
     names = ("embedding", "readout", "bias")
     outer = {n: torch.tensor(np.asarray(params[n]), requires_grad=True) for n in names}
@@ -269,7 +330,7 @@ def torch_epoch(torch, params, corpus, train):
             getattr(lstm, f"bias_ih_l{n}").copy_(
                 torch.tensor(np.asarray(layer["bias"]))
             )
-            getattr(lstm, f"bias_hh_l{n}").copy_(zero).requires_grad_(False)
+            getattr(lstm, f"bias_hh_l{n}").copy_(zero).requires_grad_(two_biases)
     weights = [*outer.values(), *(p for p in lstm.parameters() if p.requires_grad)]
     rows = torch.tensor(corpus.train[:69].reshape(3, 23).astype(np.int64))
     carry, total = None, 0.0
@@ -283,13 +344,22 @@ def torch_epoch(torch, params, corpus, train):
         loss = nll / (3 if train.per == "row" else 15)
         loss = loss + train.activation * ys.pow(2).mean()
         change = (ys[:, 1:] - ys[:, :-1]).pow(2).mean()
+        penalties = train.weight_decay_on, train.weight_decay
+        inside, outside, share = (
+            size * (place == penalties[0])
+            for place, size in zip(
+                ("gradients", "clipped", "parameters"), [penalties[1]] * 3, strict=True
+            )
+        )
+        loss = loss + inside / 2 * sum(weight.pow(2).sum() for weight in weights)
         (loss + train.temporal_activation * change).backward()
         if train.clip:
             torch.nn.utils.clip_grad_norm_(weights, train.clip)
         with torch.no_grad():
             for weight in weights:
-                step = weight.grad + train.weight_decay * weight
+                step = weight.grad + outside * weight
                 weight -= train.learning_rate * step
+                weight -= share * weight
                 weight.grad = None
         carry, total = (
             tuple(part.detach() for part in carry),
@@ -299,7 +369,10 @@ def torch_epoch(torch, params, corpus, train):
         f"LSTMCell_{n}": {
             "kernel": getattr(lstm, f"weight_ih_l{n}").detach().numpy().T,
             "recurrent_kernel": getattr(lstm, f"weight_hh_l{n}").detach().numpy().T,
-            "bias": getattr(lstm, f"bias_ih_l{n}").detach().numpy(),
+            "bias": sum(
+                getattr(lstm, f"bias_{part}_l{n}").detach().numpy()
+                for part in ("ih", "hh")
+            ),
         }
         for n in range(2)
     }
@@ -432,7 +505,7 @@ def test_nt_asgd_is_the_algorithm_of_the_paper(interval):
     state, logs, found = None, [], []
     for epoch in range(10):
         for n in range(4):
-            optimiser = make_optimiser(train, 1.0, 0.0)
+            optimiser = make_optimiser(Config(train=train), 1.0, 0.0)
             state = optimiser.init(params) if state is None else state
             gradient = curvature * params + drawn[4 * epoch + n]
             averaging = jnp.bool(is_non_monotone(logs, interval))
@@ -449,7 +522,7 @@ def test_nt_asgd_is_the_algorithm_of_the_paper(interval):
 
 def test_without_averaging_there_is_no_average():
     params = jnp.ones(3)
-    assert average(make_optimiser(Train(), 1.0, 0.0).init(params)) is None
+    assert average(make_optimiser(Config(), 1.0, 0.0).init(params)) is None
 
 
 @pytest.mark.parametrize(
@@ -492,6 +565,54 @@ def test_learning_rate_decays_by_the_epoch_or_by_patience(train, losses, count):
     assert decays(train, losses) == count
 
 
+def loop_of_fraternal_dropout(figures):
+    """Loop of main.py in kondiz/fraternal-dropout, with 3 epochs for its 21."""
+    best, waited, count = None, 0, 0
+    for figure in figures:
+        if best is None or figure < best:
+            best, waited = figure, 0
+        else:
+            waited += 1
+            if waited > 2:
+                waited, best, count = 0, None, count + 1
+    return count
+
+
+def loop_of_lstm_char_cnn(figures):
+    """Loop of main.lua in yoonkim/lstm-char-cnn; it begins with the third epoch."""
+    pairs = itertools.pairwise(figures)
+    return sum(before - now < 1.0 for before, now in list(pairs)[1:])
+
+
+def loop_of_drop_rnn(figures):
+    """Loop of sgd_optimizer.py in stas-semeniuta/drop-rnn."""
+    best, count = 1e6, 0
+    for figure in figures:
+        count += figure >= best
+        best = min(best, figure)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("loop", "train"),
+    [
+        (loop_of_fraternal_dropout, Train(patience=3, forget_best=True)),
+        (
+            loop_of_lstm_char_cnn,
+            Train(patience=1, improves_on="previous", least_improvement=1.0),
+        ),
+        (loop_of_drop_rnn, Train(patience=1)),
+    ],
+)
+def test_learning_rate_decays_as_in_the_code_of_the_authors(loop, train):
+    for seed in range(20):
+        steps = np.random.default_rng(seed).normal(-0.5, 2.0, 38)
+        figures = [400.0, 200.0, *(150 + np.cumsum(steps))]
+        found = [decays(train, figures[:n]) for n in range(len(figures))]
+        assert found == [loop(figures[:n]) for n in range(len(figures))]
+        assert found[-1] > 0
+
+
 def test_a_loss_that_is_not_finite_is_noted_with_its_window(run):
     train = dataclasses.replace(TRAIN, learning_rate=1e30)
     assert int(run(make_config(train=train)).diverged_at) in (0, 1)
@@ -507,10 +628,57 @@ def test_evaluation_is_the_mean_over_all_tokens(corpus, params, batch, window):
     model = make_model(config, V)
     text, apply = corpus.valid, jax.jit(model.apply)
     rows = whole_rows(text, batch, window)
-    found = make_evaluate(model, window)(params, noises([config])[0], rows, 2.0)
+    found = make_evaluate(config, model, window)(params, noises([config])[0], rows, 2.0)
     pieces = [text] if batch == 1 else [text[:12], text[11:]]
     losses = []
     for piece in pieces:
         logits = apply(params, piece[None, :-1]).logits / 2.0
         losses.append(token_losses(logits, jnp.asarray(piece[None, 1:]))[0])
     assert float(found) == pytest.approx(np.concatenate(losses).mean(), rel=1e-6)
+
+
+def test_an_offset_is_added_to_each_probability(rng):
+    logits = rng.normal(size=(2, 3, V)) * 20
+    targets = rng.integers(0, V, (2, 3))
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p = np.take_along_axis(p / p.sum(-1, keepdims=True), targets[..., None], -1)[..., 0]
+    found = token_losses(jnp.asarray(logits), jnp.asarray(targets), 1e-6)
+    np.testing.assert_allclose(found, -np.log(p + 1e-6), rtol=1e-6)
+    assert p.min() < 1e-7
+
+
+def test_the_mean_over_windows_is_that_of_perplexities(corpus, params):
+    """Windows of 2 rows and 4 steps; the last one has 6 tokens."""
+    config = make_config(evaluation=Evaluation(batch=2, mean="windows"))
+    model = make_model(config, V)
+    rows = whole_rows(corpus.valid, 2, 4)
+    noise = noises([config])[0]
+    found = make_evaluate(config, model, 4)(params, noise, rows)
+    logits = model.apply(params, jnp.asarray(rows.inputs)).logits
+    losses = np.asarray(token_losses(logits, jnp.asarray(rows.targets)))
+    parts = np.split(losses, 3, axis=1)
+    counts = [part.sum() for part in np.split(rows.weights, 3, axis=1)]
+    sums = [
+        (part * weight).sum()
+        for part, weight in zip(parts, np.split(rows.weights, 3, axis=1), strict=True)
+    ]
+    means = np.exp(np.divide(sums, counts))
+    assert float(found) == pytest.approx(
+        np.log(np.average(means, weights=counts)), rel=1e-6
+    )
+    assert counts == [8, 8, 6]
+
+
+def test_words_are_not_dropped_in_passes_if_the_config_says_so(corpus, params):
+    """With noise on words alone, such passes are without noise."""
+    rows, keys = whole_rows(corpus.valid, 2, 4), jax.random.split(jax.random.key(0), 3)
+    params, found = jax.tree.map(lambda leaf: 5 * leaf, params), []
+    for words in (True, False):
+        evaluation = Evaluation(batch=2, words=words)
+        config = make_config(dropout=Dropout(words=Words(0.5)), evaluation=evaluation)
+        model, (noise,) = make_model(config, V), noises([config])
+        passes = make_montecarlo(config, model, 4, 3, True)
+        plain = make_evaluate(config, model, 4)(params, noise, rows)
+        found.append(float(passes(params, noise, rows, keys, 1.0, 1.0) - plain))
+    assert abs(found[0]) > 1e-3
+    assert abs(found[1]) < 1e-6

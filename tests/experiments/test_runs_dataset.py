@@ -36,6 +36,17 @@ def cut(line, evaluations):
     }
 
 
+def test_a_lane_that_ended_early_keeps_its_last_values(tmp_path):
+    lines = make_lines(RATE, 1, lambda setting, seed: 1.0)
+    cut(lines[0], 1)
+    lines[0]["status"] = "finished"
+    data = runs.load(write_folder(tmp_path / "run", RATE, lines))
+    for name in ("train_nll", "valid_nll", "test_nll"):
+        first, *others = data[name].isel(seed=0).sel({"dropout.rate": 0.0}).values
+        assert np.isfinite(first)
+        assert others == [first] * (len(EVALUATED_AT) - 1)
+
+
 def test_lanes_are_laid_out_by_axis_seed_and_evaluation(run):
     data = runs.load(run)
     dims = ("model.cell", "dropout.rate", "seed", "evaluation")
