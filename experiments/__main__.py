@@ -22,7 +22,7 @@ from experiments.estimate import estimate
 from experiments.kinds import Kind
 from experiments.language.config import Config as ModelConfig
 from experiments.language.evaluate import Options as Evaluate
-from experiments.language.evaluate import evaluate
+from experiments.language.evaluate import evaluate, show
 from experiments.language.run import LanguageModels
 from experiments.progress import console
 from experiments.runs.facts import read_facts
@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> int:
             {
                 "ablate": _ablate(arguments),
                 "train": _train(arguments),
+                "reproduce": _reproduce,
                 "configs": _configs,
                 "evaluate": _evaluate,
                 "replay": _replay,
@@ -162,6 +163,40 @@ def _train(arguments: Sequence[str]) -> Callable[..., int]:
     return command
 
 
+def _reproduce(
+    path: ConfigPath,
+    /,
+    data: str = "",
+    seeds: int | None = None,
+    out: Path | None = None,
+    keep_result: bool = False,
+) -> int:
+    """Trains the row of a paper, evaluates it, and prints it beside what was published.
+
+    `python -m experiments reproduce configs/ptb_zaremba_small.toml --data FOLDER`.
+    The same command resumes an interrupted training; what is done is not repeated.
+
+    Args:
+        path: a config with the table [paper].
+        data: the data, as the header of the config says.
+        seeds: how many trainings; by default as in the config.
+        out: the folder of the run; by default runs/NAME.
+        keep_result: keep the result in results/ beside the config.
+    """
+    from experiments import reproduce as reproducing
+
+    paper, sweep = reproducing.read_recipe(path, KINDS, data, seeds)
+    command = f"python -m experiments reproduce {path} --data {shlex.quote(data)}"
+    how = Options(HERE, command, KINDS[paper.kind].keep, _concluding(False))
+    folder = out or folder_of(path)
+    result = reproducing.reproduce(path, paper, sweep, KINDS[paper.kind], folder, how)
+    if result is None:
+        return 130
+    if keep_result:
+        reproducing.keep_result(path, result)
+    return 0
+
+
 def _configs() -> int:
     """Lists the configs that come with rdrop."""
     for path in sorted(EXAMPLES.glob("*.toml")):
@@ -185,7 +220,7 @@ def _evaluate(
     if not facts:
         raise ConfigError(f"{run}: is not the folder of a run: no run.json.")
     if facts["kind"] == LanguageModels.name:
-        evaluate(run, options)
+        show(evaluate(run, options))
         return 0
     changed = dataclasses.replace(options, lane=1, split="test") != DETERMINISTIC
     if changed:

@@ -31,6 +31,7 @@ SHARED = re.compile(
     r"seed|task\..*|train\.(epochs|evaluate_every|checkpoint_every|validation)"
 )
 MOST_LANES = 1_000_000
+PAPER = "paper"  # a table that describes a published result, see experiments.papers
 # Parsing takes time and memory that grow with the square of a key's depth.
 DEEP_KEY = re.compile(r"(?<![\w'\"-])(?:[\w'\"-]+\s*\.\s*){16}")
 
@@ -90,23 +91,32 @@ class Sweep(NamedTuple):
 
 
 def read_toml(path: Path) -> dict:
-    """Reads a config file.
+    """Reads the fields of a config file, without the table `[paper]`.
 
     Raises:
-        ConfigError: it is missing, empty, not UTF-8 or not TOML.
+        ConfigError: it is missing, has no fields, is not UTF-8 or not TOML.
+    """
+    raw = {name: value for name, value in load_toml(path).items() if name != PAPER}
+    if not raw:
+        raise ConfigError(f"{path}: has no fields; configs/ has examples.")
+    return raw
+
+
+def load_toml(path: Path) -> dict:
+    """Reads a TOML file.
+
+    Raises:
+        ConfigError: it is missing, not UTF-8 or not TOML.
     """
     text = read_text(path)
     try:
         if DEEP_KEY.search(text):
             raise RecursionError
-        raw = tomllib.loads(text)
+        return tomllib.loads(text)
     except RecursionError:
         raise ConfigError(f"{path}: is nested too deeply for a config.") from None
     except ValueError as error:
         raise ConfigError(f"{path}: not a TOML file: {error}.") from None
-    if not raw:
-        raise ConfigError(f"{path}: has no fields; configs/ has examples.")
-    return raw
 
 
 def make_sweep(raw: Mapping[str, Any], source: str, kind: Any = Config) -> Sweep:

@@ -152,6 +152,8 @@ class Train:
     vary_window: bool = False
     """Whether lengths of windows are random as in AWD-LSTM: about `window`, or half of
     it for one window in twenty; the learning rate is proportional to the length."""
+    longer_by: Count = 20
+    """The most steps by which such a window is longer than `window`."""
     per: Literal["token", "row"] = "row"
     """Whether the loss is a mean over tokens or over rows. Per row, the losses of the
     steps are summed, so gradients grow with the window, and `clip` has to as well."""

@@ -164,8 +164,8 @@ def windows(train: Train, steps: int, seed: Sequence[int]) -> Windows:
 
 
 def longest(train: Train) -> int:
-    """Returns the most steps of a window; random lengths may add 4 deviations."""
-    return train.window + 4 * SPREAD * train.vary_window
+    """Returns the most steps of a window."""
+    return train.window + train.longer_by * train.vary_window
 
 
 def quoted(task: Task, nll: Any) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Options:
 
 
 def evaluate(folder: Path, options: Options) -> list[dict]:
-    """Evaluates a model of a run, prints the losses and adds them to the run.
+    """Evaluates a model of a run, and adds the losses to the run.
 
     Args:
         folder: the run.
@@ -115,7 +115,6 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
             nll = judge(rows, temperature)
         found.append(_record(config, options, passes, power, temperature, nll))
         add_evaluations(folder, found[-1:])
-    _show(found)
     return found
 
 
@@ -208,8 +207,8 @@ def _record(config, options, passes, power, temperature, nll) -> Evaluation:
     return asdict(options) | which | figures
 
 
-def _show(found: Sequence[dict]) -> None:
-    """Prints a table."""
+def show(found: Sequence[dict]) -> None:
+    """Prints evaluations as a table."""
     name = "perplexity" if "perplexity" in found[0] else "bits"
     table = rich.table.Table("passes", "mean", "temperature", "nll", name)
     for line in found:

@@ -1,0 +1,192 @@
+"""Published results: the table `[paper]` of a config, and what was measured here.
+
+A config that reproduces a row of a paper says in `[paper]` what was published. The
+command `reproduce` trains it, evaluates it by the paper's protocol and compares; a
+result that is kept stands in `results/` beside the config, as JSON.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from experiments.axes import PAPER, load_toml
+from experiments.config import ConfigError
+from experiments.language.config import Config
+from experiments.language.model import sizes
+from experiments.runs.files import parse, read_file, write_text
+
+CLOSE = 1.5  # percent; a larger difference is not a reproduction
+GATES = {"lstm": 4, "layernorm_lstm": 4, "gru": 3, "simple": 1, "mingru": 2}
+Figure = Annotated[float, Field(gt=0)]
+
+
+@with_config({"strict": True, "extra": "forbid"})
+@dataclass(frozen=True)
+class Paper:
+    """The table `[paper]`; lower figures are better.
+
+    Attributes:
+        title: authors, year and arXiv number.
+        row: the row of its table, in a few words.
+        source: where its figures and its recipe were read.
+        kind: the kind of program that trains it.
+        valid: published figure of the validation data; 0: none.
+        test: of the test data; 0: none.
+        montecarlo: of the test data, by Monte Carlo dropout; 0: none.
+        differences: known differences to the paper or its code, one sentence each.
+    """
+
+    title: str
+    row: str
+    source: str
+    kind: Literal["language", "sequences"] = "language"
+    valid: Annotated[float, Field(ge=0)] = 0
+    test: Annotated[float, Field(ge=0)] = 0
+    montecarlo: Annotated[float, Field(ge=0)] = 0
+    differences: tuple[str, ...] = ()
+
+
+@with_config({"strict": True, "extra": "forbid"})
+class Result(TypedDict):
+    """What was measured.
+
+    Attributes:
+        command: the command line.
+        unit: of the figures, such as "perplexity".
+        seeds: of the trainings.
+        valid, test: one figure per seed, by the paper's protocol.
+        montecarlo: the same by Monte Carlo dropout; empty if the paper has none.
+        curves: of each seed, the validation figure after each epoch.
+        seconds: of training, per seed.
+        device: what it ran on.
+        versions: of Python and packages.
+    """
+
+    command: str
+    unit: str
+    seeds: list[int]
+    valid: list[Figure]
+    test: list[Figure]
+    montecarlo: list[Figure]
+    curves: list[list[float | None]]
+    seconds: Figure
+    device: str
+    versions: dict[str, str]
+
+
+class Comparison(NamedTuple):
+    """A published figure beside ours.
+
+    Attributes:
+        name: valid, test or montecarlo.
+        published: the published figure.
+        mean, sd: of ours over seeds; the standard deviation is NaN for one seed.
+        percent: how much ours is higher.
+    """
+
+    name: str
+    published: float
+    mean: float
+    sd: float
+    percent: float
+
+
+ADAPTER = TypeAdapter(Paper)
+RESULT = TypeAdapter(Result)
+
+
+def read_paper(path: Path) -> Paper | None:
+    """Reads the table `[paper]` of a config; None if it has none.
+
+    Raises:
+        ConfigError: the config cannot be read, or the table is not valid.
+    """
+    table = load_toml(path).get(PAPER)
+    if table is None:
+        return None
+    try:
+        return ADAPTER.validate_json(json.dumps(table, default=str))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, (PAPER, *first["loc"])))
+        reason = first["msg"].replace("Input should be", "must be")
+        raise ConfigError(f"{path}: {where}: {reason}.") from None
+
+
+def result_path(config: Path) -> Path:
+    """Returns where the result of a config is kept."""
+    return config.parent / "results" / f"{config.stem}.json"
+
+
+def read_result(config: Path) -> dict | None:
+    """Reads the kept result of a config; None if it was not run.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    path = result_path(config)
+    if not path.exists():
+        return None
+    return parse(RESULT, read_file(path), str(path), name="a result")
+
+
+def write_result(config: Path, result: dict) -> Path:
+    """Keeps the result of a config; raises a StorageError if that fails."""
+    path = result_path(config)
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def compare(paper: Paper, result: dict) -> list[Comparison]:
+    """Returns each published figure beside ours."""
+    compared = []
+    for name in ("valid", "test", "montecarlo"):
+        published, ours = getattr(paper, name), np.array(result[name])
+        if published and ours.size:
+            mean, sd = ours.mean(), ours.std(ddof=1) if ours.size > 1 else np.nan
+            percent = 100 * (mean / published - 1)
+            compared.append(Comparison(name, published, mean, sd, percent))
+    return compared
+
+
+def verdict(compared: list[Comparison]) -> str:
+    """Says in words what the test figure means, or the validation figure without one.
+
+    Monte Carlo figures have no verdict of their own.
+    """
+    figures = {each.name: each.percent for each in compared}
+    percent = figures.get("test", figures.get("valid"))
+    if percent is None:
+        return "nothing to compare"
+    if abs(percent) <= CLOSE:
+        return "reproduced"
+    return "better than published" if percent < 0 else "worse than published"
+
+
+def training_flops(config: Config, tokens: int, vocabulary: int) -> float:
+    """Returns the floating-point operations of a training of a language model.
+
+    A product of a weight and an activation costs two operations forward and four
+    backward; everything else is left out.
+
+    Args:
+        config: of the training.
+        tokens: of the training text.
+        vocabulary: number of token types.
+    """
+    model, below, weights = config.model, config.model.embedding, 0
+    for units in sizes(model):
+        weights += GATES[model.cell] * (below + units) * units
+        below = units
+    if model.tied and below != model.embedding:
+        weights += below * model.embedding
+        below = model.embedding
+    weights += below * vocabulary
+    passes = 1 if config.second_pass.penalty == "none" else 2
+    return 6.0 * weights * tokens * config.train.epochs * passes
