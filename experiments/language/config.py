@@ -50,8 +50,8 @@ class Model:
 
     cell: Literal["lstm", "layernorm_lstm", "gru", "simple", "mingru"] = "lstm"
     """The recurrence."""
-    embedding: Count = 200
-    """Size of the vector of a token."""
+    embedding: Annotated[int, Field(ge=0)] = 200
+    """Size of the vector of a token; 0: one-hot vectors."""
     units: Count = 200
     """Units of each layer."""
     top_units: Annotated[int, Field(ge=0)] = 0
@@ -66,6 +66,8 @@ class Model:
     cells' own initialisers, other kernels by Glorot's."""
     init_embedding: NotNegative = 0.0
     """The range for embedding and softmax, whose bias then starts at 0; 0: `init`."""
+    start: Literal["zeros", "learned"] = "zeros"
+    """The state at the start of a text; a learned one has the initial value zero."""
     two_biases: bool = False
     """Whether each gate adds two biases, as in Torch and cuDNN: with gradient descent
     their sum moves twice as far as one bias."""
@@ -73,11 +75,13 @@ class Model:
     """Dtype of matrix products; parameters and softmax are float32."""
 
     def __post_init__(self):
-        """Checks that only a stack has a top layer of another size."""
+        """Checks fields that exclude one another."""
         if self.top_units and self.layers == 1:
             raise ValueError(
                 f"model.top_units: must be 0 if model.layers is 1, got {self.top_units}"
             )
+        if self.tied and not self.embedding:
+            raise ValueError("model.tied: must be false without an embedding")
 
 
 @with_config(DESCRIBED)
@@ -148,7 +152,12 @@ class Train:
     batch: Count = 20
     """Rows that the training text is cut into; they are read in parallel."""
     window: Count = 20
-    """Steps of truncated BPTT; the carry is carried over to the next window."""
+    """Steps of truncated BPTT."""
+    carry: bool = True
+    """Whether the state at the end of a window is carried over to the next one; else
+    each window is a text of its own, also in evaluation."""
+    shuffle: bool = False
+    """Whether an epoch reads its windows in random order, from a random offset."""
     vary_window: bool = False
     """Whether lengths of windows are random as in AWD-LSTM: about `window`, or half of
     it for one window in twenty; the learning rate is proportional to the length."""
@@ -187,6 +196,8 @@ class Train:
     """Epochs that NT-ASGD looks back."""
     clip: NotNegative = 5.0
     """Largest global norm of the gradients; 0: no clipping."""
+    clip_on: Literal["gradients", "step"] = "gradients"
+    """Whether the gradients are clipped, or the step of the optimiser."""
     weight_decay: NotNegative = 0.0
     """L2 penalty: this multiple of the parameters is added to their gradients."""
     weight_decay_on: Literal["clipped", "gradients", "parameters"] = "clipped"
@@ -249,6 +260,12 @@ class Config:
                 f"embedding of another size than the last layer, got "
                 f"{self.dropout.projected.rate:g}"
             )
+        if train.carry and train.shuffle:
+            raise ValueError("train.shuffle: must be false if train.carry is true")
+        if train.carry and model.start == "learned":
+            raise ValueError('model.start: must be "zeros" if train.carry is true')
+        if train.shuffle and train.vary_window:
+            raise ValueError("train.shuffle: must be false with train.vary_window")
         descent = train.optimiser == "sgd" and train.weight_decay_on != "gradients"
         if model.two_biases and not (model.cell == "lstm" and descent):
             raise ValueError(

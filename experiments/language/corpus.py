@@ -141,13 +141,21 @@ def windows(train: Train, steps: int, seed: Sequence[int]) -> Windows:
 
     With `train.vary_window`, lengths are random as in [1]: normal around `window`, or
     around half of it for 5 %, with standard deviation 5, in [5, `longest(train)`].
-    Otherwise steps that do not fill a window are dropped.
+    Otherwise steps that do not fill a window are dropped; with `train.shuffle` also
+    those before a random offset below `window`.
 
     Args:
         train: options of the training.
         steps: length of a row.
-        seed: seed of the random lengths.
+        seed: seed of the random lengths, or of the random order.
     """
+    if train.shuffle:
+        generator = np.random.default_rng(seed)
+        offset = generator.integers(min(train.window, steps - train.window + 1))
+        count = (steps - offset) // train.window
+        order = generator.permutation(count).astype(np.int32)
+        starts = np.int32(offset) + np.int32(train.window) * order
+        return Windows(starts, np.full_like(starts, train.window))
     if not train.vary_window:
         starts = np.arange(steps // train.window, dtype=np.int32) * train.window
         return Windows(starts, np.full_like(starts, train.window))

@@ -27,10 +27,15 @@ import rdrop
 from experiments.config import ConfigError
 from experiments.language.config import Config
 from experiments.language.corpus import Rows, quoted, whole_rows
-from experiments.language.model import LanguageModel, Noise, make_model, noises
+from experiments.language.model import (
+    LanguageModel,
+    Noise,
+    make_model,
+    noises,
+    start_carry,
+)
 from experiments.language.run import LanguageModels
 from experiments.language.train import (
-    blank_carry,
     in_windows,
     make_evaluate,
     mean_loss,
@@ -145,7 +150,8 @@ def make_montecarlo(
                 step = number * window
                 at = key if held else jax.random.fold_in(key, number)
                 streams = rdrop.stream_keys(at).replace(step=step if held else 0)
-                reading = model.apply(params, columns.inputs, noise, streams, carry)
+                before = carry if config.train.carry else None
+                reading = model.apply(params, columns.inputs, noise, streams, before)
                 found = rdrop.calibration.temper(reading.logits, temperature)
                 return found, reading.carry
 
@@ -155,7 +161,7 @@ def make_montecarlo(
             losses = token_losses(prediction.log_probs, columns.targets, offset)
             return carries, (losses * columns.weights).sum()
 
-        carry = blank_carry(model, params, len(rows.inputs))
+        carry = start_carry(model, params, len(rows.inputs))
         carries = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(keys)), carry)
         columns = in_windows(rows, window)
         numbers = jnp.arange(len(columns.inputs))

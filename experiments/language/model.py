@@ -67,8 +67,9 @@ class Reading(NamedTuple):
 class LanguageModel(nn.Module):
     """Predicts the next token at each step.
 
-    Parameters: embedding [V, E]; the stack; readout [H, V], or if tied [2] and the
-    sizes differ, projection [H, E] [3]; bias [V].
+    Parameters: embedding [V, E]; the stack; the learned states of each layer at the
+    start of a text, if asked for [leaves of the carry, H]; readout [H, V], or if tied
+    [2] and the sizes differ, projection [H, E] [3]; bias [V].
 
     Attributes:
         vocabulary: the number of tokens V.
@@ -88,9 +89,16 @@ class LanguageModel(nn.Module):
         lengths: Int[Array, "B"] | None = None,
     ) -> Reading:
         """Returns the results for a window; no keys, no noise."""
-        dtype = jnp.dtype(self.options.dtype)
-        table = self._parameter("embedding", self.vocabulary, self.options.embedding)
-        xs = table[tokens]
+        dtype, table = jnp.dtype(self.options.dtype), None
+        if self.options.embedding:
+            size = self.options.embedding
+            table = self._parameter("embedding", self.vocabulary, size)
+            xs = table[tokens]
+        else:
+            xs = jax.nn.one_hot(tokens, self.vocabulary)
+        if self.options.start == "learned":
+            starts = [self._start(n) for n in range(self.options.layers)]
+            carry = carry or _carries(self.options, len(tokens), starts)
         if noise is not None and noise.words is not None and keys is not None:
             key = keys.site("inputs", "words")
             xs = xs * drop_words(key, noise.words, tokens, self.vocabulary)
@@ -105,9 +113,7 @@ class LanguageModel(nn.Module):
         return Reading(carry, self._logits(projected, table), raw, dropped)
 
     def _stack(self):
-        options = self.options
-        cell, dtype = CELLS[options.cell], jnp.dtype(options.dtype)
-        layers = [rdrop.RNN(cell(n, dtype=dtype)) for n in sizes(options)]
+        layers = [rdrop.RNN(cell) for cell in cells(self.options)]
         return rdrop.Stack(layers, name="stack")
 
     def _project(self, ys):
@@ -128,9 +134,38 @@ class LanguageModel(nn.Module):
             return _product(ys, kernel, 0) + bias[None, None]
         return _product(ys, table, 1) + bias[None, None]
 
+    def _start(self, layer):
+        cell = cells(self.options, parent=None)[layer]
+        zeros = nn.initializers.zeros
+        states = len(jax.tree.leaves(cell.equations.initial_carry(1)))
+        return self.param(f"start_{layer}", zeros, (states, cell.units), jnp.float32)
+
     def _parameter(self, name, rows, columns):
         glorot = nn.initializers.glorot_uniform()
         return self.param(name, glorot, (rows, columns), jnp.float32)
+
+
+def start_carry(model: LanguageModel, params: Any, batch: int) -> Any:
+    """Returns the carry of each layer at the start of a text; memories are float32."""
+    starts = [params["params"].get(f"start_{n}") for n in range(model.options.layers)]
+    return _carries(model.options, batch, starts)
+
+
+def _carries(options: Model, batch: int, starts: Sequence[Any]) -> Any:
+    """Returns carries with learned values [leaves, H], or zeros for None."""
+    blank = [
+        cell.equations.initial_carry(batch) for cell in cells(options, parent=None)
+    ]
+
+    def fill(carry, start):
+        leaves, structure = jax.tree.flatten(carry)
+        pairs = zip(leaves, start[:, None], strict=True)
+        return jax.tree.unflatten(structure, [a + b.astype(a.dtype) for a, b in pairs])
+
+    return tuple(
+        carry if start is None else fill(carry, start)
+        for carry, start in zip(blank, starts, strict=True)
+    )
 
 
 def _drop(ys: Any, noise: Any, keys: Any, layer: int) -> Any:
@@ -166,7 +201,8 @@ def init(model: LanguageModel, key: Key[Array, ""]) -> Any:
         scale, of_softmax = options.init, path[-1] in SOFTMAX and len(path) == 2
         if of_softmax and options.init_embedding:
             scale = options.init_embedding * (path[-1] != "bias")
-        if options.init or (of_softmax and options.init_embedding):
+        drawn = options.init or (of_softmax and options.init_embedding)
+        if drawn and not path[-1].startswith("start_"):
             at = jax.random.fold_in(key, number)
             leaf = scale * jax.random.uniform(at, leaf.shape, leaf.dtype, -1, 1)
             if options.two_biases and path[-1] == "bias" and not of_softmax:
@@ -179,6 +215,14 @@ def init(model: LanguageModel, key: Key[Array, ""]) -> Any:
 def sizes(options: Model) -> list[int]:
     """Returns the units of each layer."""
     return [options.units] * (options.layers - 1) + [options.top_units or options.units]
+
+
+def cells(options: Model, **parent: Any) -> list[rdrop.Cell]:
+    """Returns the cell of each layer; with `parent=None`, outside of any module."""
+    dtype = jnp.dtype(options.dtype)
+    return [
+        CELLS[options.cell](units, dtype=dtype, **parent) for units in sizes(options)
+    ]
 
 
 def noises(configs: Sequence[Config]) -> list[Noise]:

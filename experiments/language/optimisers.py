@@ -87,14 +87,16 @@ def make_optimiser(
     l2 = optax.add_decayed_weights(weight_decay)
     twice = _scale_biases(math.sqrt(2)) if config.model.two_biases else None
     adam = train.optimiser == "adam"
+    clip = optax.clip_by_global_norm(train.clip) if train.clip else None
     steps = {
         "penalty inside": l2 if train.weight_decay_on == "gradients" else None,
         "both biases": twice,
-        "clipping": optax.clip_by_global_norm(train.clip) if train.clip else None,
+        "clipping": clip if train.clip_on == "gradients" else None,
         "their sum": twice,
         "penalty": l2 if train.weight_decay_on == "clipped" else None,
         "adam": optax.scale_by_adam(b1=train.beta1) if adam else None,
         "descent": optax.scale_by_learning_rate(rate),
+        "clipped step": clip if train.clip_on == "step" else None,
         "shrinkage": _shrink(weight_decay)
         if train.weight_decay_on == "parameters"
         else None,

@@ -116,7 +116,8 @@ class Program:
         train = self.config.train
         drawn = windows(train, self.steps, (self.config.seed, seed, epoch))
         used = len(drawn.starts)
-        most = self.steps // SHORTEST + 1 if train.vary_window else used
+        shortest = SHORTEST if train.vary_window else train.window
+        most = self.steps // shortest + train.vary_window
         return Plan(Windows(*(np.resize(part, most) for part in drawn)), used)
 
     def start(self, lane: Lane) -> Progress:

@@ -18,7 +18,14 @@ from experiments.classify import consistency
 from experiments.classify.train import NEVER, diverged
 from experiments.language.config import Config
 from experiments.language.corpus import Rows, Windows, longest
-from experiments.language.model import LanguageModel, Noise, Reading, init, make_model
+from experiments.language.model import (
+    LanguageModel,
+    Noise,
+    Reading,
+    init,
+    make_model,
+    start_carry,
+)
 from experiments.language.optimisers import make_optimiser
 from experiments.task import Arrays
 
@@ -88,7 +95,7 @@ class Training(NamedTuple):
         """Returns the state before the first window."""
         params = init(self.model, jax.random.fold_in(lane.key, 0))
         opt_state = self._optimiser(lane, 1.0).init(params)
-        carry = blank_carry(self.model, params, self.config.train.batch)
+        carry = start_carry(self.model, params, self.config.train.batch)
         zero = jnp.float32(0)
         return State(
             params, opt_state, carry, jnp.int32(0), zero, zero, jnp.int32(NEVER)
@@ -96,9 +103,9 @@ class Training(NamedTuple):
 
     def begin_epoch(self, state: State) -> State:
         """Returns the state at the start of the text."""
-        blank = jax.tree.map(jnp.zeros_like, state.carry)
+        carry = start_carry(self.model, state.params, self.config.train.batch)
         zero = jnp.float32(0)
-        return state._replace(carry=blank, nll=zero, tokens=zero)
+        return state._replace(carry=carry, nll=zero, tokens=zero)
 
     def advance(
         self,
@@ -127,9 +134,10 @@ class Training(NamedTuple):
             for ids in (rows.inputs, rows.targets)
         )
         length = length if train.vary_window else train.window
+        before = state.carry if train.carry else None
         (priced, (nll, carry)), gradients = jax.value_and_grad(
             self._loss, has_aux=True
-        )(state.params, lane, inputs, targets, length, state.carry, passes)
+        )(state.params, lane, inputs, targets, length, before, passes)
         rate, steps = lane.learning_rate * pace.rate, jnp.float32(length)
         if train.vary_window:
             rate = rate * steps / train.window
@@ -213,7 +221,8 @@ def make_evaluate(
 
     def evaluate(params, noise: Noise, rows: Rows, temperature=1.0):
         def read(carry, columns):
-            reading = model.apply(params, columns.inputs, noise, None, carry)
+            before = carry if config.train.carry else None
+            reading = model.apply(params, columns.inputs, noise, None, before)
             losses = token_losses(
                 reading.logits / temperature,
                 columns.targets,
@@ -221,7 +230,7 @@ def make_evaluate(
             )
             return reading.carry, (losses * columns.weights).sum()
 
-        carry = blank_carry(model, params, len(rows.inputs))
+        carry = start_carry(model, params, len(rows.inputs))
         columns = in_windows(rows, window)
         _, sums = jax.lax.scan(read, carry, columns)
         return mean_loss(sums, columns.weights, config.evaluation.mean)
@@ -268,17 +277,3 @@ def token_losses(
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return -jnp.logaddexp(-losses, jnp.log(offset)) if offset else losses
-
-
-def blank_carry(model: LanguageModel, params: Any, batch: int) -> Any:
-    """Returns the carry at the start of a text, zeros; memories are float32."""
-    tokens = jax.ShapeDtypeStruct((batch, 1), jnp.int32)
-    carries = jax.eval_shape(model.apply, params, tokens).carry
-
-    def blank(carry):
-        *memory, h = jax.tree.leaves(carry)
-        zeros = [jnp.zeros(leaf.shape, jnp.float32) for leaf in memory]
-        filled = [*zeros, jnp.zeros(h.shape, h.dtype)]
-        return jax.tree.unflatten(jax.tree.structure(carry), filled)
-
-    return tuple(blank(carry) for carry in carries)

@@ -233,3 +233,19 @@ def test_lengths_of_varied_windows_have_the_distribution_of_the_paper():
     for part, mean in ((lengths[~short], 69.5), (lengths[short], 34.5)):
         assert abs(part.mean() - mean) < 5 * 5 / np.sqrt(len(part))
         assert part.std() == pytest.approx(5, rel=5 / np.sqrt(2 * len(part)))
+
+
+def test_shuffled_windows_are_read_once_from_a_random_offset():
+    train = Train(window=7, carry=False, shuffle=True)
+    offsets, orders = set(), set()
+    for epoch in range(60):
+        found = windows(train, 50, (0, 0, epoch))
+        first = min(found.starts)
+        offsets.add(int(first))
+        orders.add(tuple(found.starts - first))
+        assert sorted(found.starts) == list(range(first, 50 - 6, 7))
+        assert set(found.lengths) == {7}
+        again = windows(train, 50, (0, 0, epoch))
+        np.testing.assert_array_equal(found.starts, again.starts)
+    assert offsets == set(range(7))
+    assert len(orders) > 50

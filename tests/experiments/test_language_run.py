@@ -25,8 +25,8 @@ from experiments.language import run
 from experiments.language.config import Config, Dropout, Model, Words
 from experiments.language.corpus import whole_rows
 from experiments.language.evaluate import make_montecarlo, scale_rates
-from experiments.language.model import init, make_model, noises
-from experiments.language.train import blank_carry, make_evaluate
+from experiments.language.model import init, make_model, noises, start_carry
+from experiments.language.train import make_evaluate
 from experiments.progress import Watch
 from experiments.runs.evaluations import read_evaluations
 from experiments.runs.files import fingerprint, write_lines
@@ -250,6 +250,9 @@ def test_a_lane_that_diverges_is_marked_and_the_next_is_trained(text, config, tm
         ),
         (["--dropout.inputs.learn", "True"], "dropout.inputs.learn: must be false"),
         (["--dropout.projected.rate", "0.1"], "projected.rate: must be 0 unless"),
+        (["--train.shuffle", "True"], "train.shuffle: must be false if train.carry"),
+        (["--model.start", "learned"], "model.start: must be"),
+        (["--model.embedding", "0", "--model.tied", "True"], "model.tied: must be"),
         (["--model.two-biases", "True"], "two_biases: must be false unless"),
         (["--train.decay", "1.5"], "train.decay: .* less than or equal to 1"),
         (["--second-pass.shares", "no"], "second_pass.shares: must be names of sites"),
@@ -429,7 +432,7 @@ def test_montecarlo_is_the_mean_over_passes_each_read_by_itself(noisy, held):
     total = np.zeros((2, rows.inputs.shape[1], 9))
     apply = jax.jit(model.apply)
     for key in keys:
-        carry = blank_carry(model, params, 2)
+        carry = start_carry(model, params, 2)
         for number in range(rows.inputs.shape[1] // 7):
             at = slice(7 * number, 7 * number + 7)
             streams = rdrop.stream_keys(

@@ -30,6 +30,7 @@ from experiments.language.model import (
     init,
     make_model,
     noises,
+    start_carry,
 )
 from experiments.language.optimisers import (
     average,
@@ -38,7 +39,7 @@ from experiments.language.optimisers import (
     make_optimiser,
 )
 from experiments.language.program import Program, make_lanes, pace
-from experiments.language.train import blank_carry, make_evaluate, token_losses
+from experiments.language.train import make_evaluate, token_losses
 
 V = 11
 SMALL = Model(embedding=6, units=6, layers=2, init=0.3)
@@ -110,7 +111,7 @@ def flat(tree):
 def test_a_text_in_windows_is_the_text_in_one_piece(rng, params):
     model = make_model(make_config(), V)
     tokens = jnp.asarray(rng.integers(0, V, (3, 12), np.int32))
-    apply, blank = jax.jit(model.apply), blank_carry(model, params, 3)
+    apply, blank = jax.jit(model.apply), start_carry(model, params, 3)
     whole = apply(params, tokens, carry=blank)
     first = apply(params, tokens[:, :7], carry=blank)
     second = apply(params, tokens[:, 7:], carry=first.carry)
@@ -237,7 +238,7 @@ def test_bfloat16_keeps_parameters_memory_and_softmax_in_float32(run):
     params = init(model, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     tokens = jnp.zeros((3, 7), jnp.int32)
-    reading = model.apply(params, tokens, carry=blank_carry(model, params, 3))
+    reading = model.apply(params, tokens, carry=start_carry(model, params, 3))
     (c, h), *_ = reading.carry
     assert (c.dtype, h.dtype, reading.logits.dtype) == (
         "float32",
@@ -667,6 +668,84 @@ def test_the_mean_over_windows_is_that_of_perplexities(corpus, params):
         np.log(np.average(means, weights=counts)), rel=1e-6
     )
     assert counts == [8, 8, 6]
+
+
+def test_without_a_carry_each_window_is_a_text_of_its_own(corpus, params):
+    config = make_config(train=dataclasses.replace(TRAIN, carry=False))
+    model, (noise,) = make_model(config, V), noises([config])
+    rows = whole_rows(corpus.valid[:21], 2, 5)
+    params = jax.tree.map(lambda leaf: 5 * leaf, params)
+    found = make_evaluate(config, model, 5)(params, noise, rows)
+    losses = [
+        token_losses(model.apply(params, inputs).logits, jnp.asarray(targets))
+        for inputs, targets in zip(
+            np.split(rows.inputs, 2, axis=1),
+            np.split(rows.targets, 2, axis=1),
+            strict=True,
+        )
+    ]
+    assert float(found) == pytest.approx(float(np.mean(losses)), rel=1e-6)
+    carried = make_config()
+    other = make_evaluate(carried, model, 5)(params, noise, rows)
+    assert float(other) != pytest.approx(float(found), rel=1e-4)
+
+
+def test_a_learned_start_is_trained(run, corpus):
+    options = dataclasses.replace(SMALL, start="learned")
+    train = dataclasses.replace(TRAIN, carry=False)
+    config = make_config(options, train=train)
+    program = Program([config], corpus)
+    state = program.start(program.lanes[0]).state
+    names = ("start_0", "start_1")
+    weights = state.params["params"]
+    assert [weights[n].shape for n in names] == [(2, 6)] * 2
+    assert not any(weights[n].any() for n in names)
+    trained = run(config, windows=2).params["params"]
+    assert all(trained[n].any() for n in names)
+    given = jax.tree.map(lambda leaf: leaf, trained)
+    given |= {n: jnp.full((2, 6), 0.1 * (n == "start_0") + 0.2) for n in names}
+    first, second = start_carry(program.training.model, {"params": given}, 3)
+    assert {float(x) for x in np.ravel(first)} == {float(np.float32(0.3))}
+    assert {float(x) for x in np.ravel(second)} == {float(np.float32(0.2))}
+    tokens = jnp.zeros((3, 4), jnp.int32)
+    apply = program.training.model.apply
+    np.testing.assert_array_equal(
+        apply({"params": given}, tokens).logits,
+        apply({"params": given}, tokens, carry=(first, second)).logits,
+    )
+
+
+def test_a_clipped_step_is_adams(rng):
+    """Two steps, in NumPy."""
+    train = Train(optimiser="adam", clip=0.01, clip_on="step")
+    optimiser = make_optimiser(Config(train=train), 0.1, 0.0)
+    params = jnp.zeros(4)
+    state, mean, square = optimiser.init(params), np.zeros(4), np.zeros(4)
+    for n in (1, 2):
+        g = rng.normal(size=4)
+        mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g**2
+        adam = mean / (1 - 0.9**n) / (np.sqrt(square / (1 - 0.999**n)) + 1e-8)
+        step = -0.1 * adam
+        step *= min(1, 0.01 / np.linalg.norm(step))
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimiser.update(
+                jnp.asarray(g), state, params, triggered=jnp.bool(False)
+            )
+        np.testing.assert_allclose(updates, step, rtol=1e-5)
+
+
+def test_tokens_without_an_embedding_are_one_hot(rng):
+    options = Model(embedding=0, units=6, layers=1, init=0.3)
+    model = make_model(make_config(options), V)
+    params = init(model, jax.random.key(0))
+    assert "embedding" not in params["params"]
+    assert params["params"]["LSTMCell_0"]["kernel"].shape == (V, 24)
+    wide = make_model(make_config(dataclasses.replace(options, embedding=V)), V)
+    given = {"params": params["params"] | {"embedding": jnp.eye(V)}}
+    tokens = jnp.asarray(rng.integers(0, V, (3, 7), np.int32))
+    np.testing.assert_array_equal(
+        model.apply(params, tokens).logits, wide.apply(given, tokens).logits
+    )
 
 
 def test_words_are_not_dropped_in_passes_if_the_config_says_so(corpus, params):
