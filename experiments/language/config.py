@@ -110,6 +110,9 @@ class Outside:
     """y_t of the last layer, into the softmax."""
     projected: Noise = field(default_factory=Noise)
     """The projection of y_t into a tied softmax of another size."""
+    same_mask: bool = False
+    """Whether the mask of h into its own layer, `recurrent`, is also the one of h into
+    the layer above, or into the softmax."""
     held: Literal["window", "epoch"] = "window"
     """Lifetime of masks with per = "sequence", and of dropped words and weights."""
 
@@ -254,6 +257,14 @@ class Config:
         """Checks fields of different tables that exclude one another."""
         model, train = self.model, self.train
         top = model.top_units or model.units
+        above = self.dropout.between.rate or self.dropout.outputs.rate
+        if self.dropout.same_mask and above:
+            raise ValueError(
+                "dropout.same_mask: must be false if dropout.between or "
+                "dropout.outputs has a rate"
+            )
+        if self.dropout.same_mask and self.dropout.recurrent.gates != "shared":
+            raise ValueError('dropout.recurrent.gates: must be "shared" with same_mask')
         if self.dropout.projected.rate and not (model.tied and top != model.embedding):
             raise ValueError(
                 "dropout.projected.rate: must be 0 unless the softmax is tied to an "

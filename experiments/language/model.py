@@ -74,10 +74,13 @@ class LanguageModel(nn.Module):
     Attributes:
         vocabulary: the number of tokens V.
         options: sizes, cell and dtype.
+        same_mask: whether the mask of h into its own layer is also that of h into the
+            layer above, or into the softmax.
     """
 
     vocabulary: int
     options: Model
+    same_mask: bool = False
 
     @nn.compact
     def __call__(
@@ -102,19 +105,45 @@ class LanguageModel(nn.Module):
         if noise is not None and noise.words is not None and keys is not None:
             key = keys.site("inputs", "words")
             xs = xs * drop_words(key, noise.words, tokens, self.vocabulary)
-        layers = noise.layers if noise else None
-        carry, raw = self._stack()(
-            xs.astype(dtype), layers, keys, initial_carry=carry, lengths=lengths
-        )
-        noise = noise or Noise(None, (), None)
-        top = self.options.layers
-        dropped = _drop(raw, noise.outputs, keys, top - 1)
+        xs, top = xs.astype(dtype), self.options.layers
+        noise = noise or Noise(None, (rdrop.Dropout(),) * top, None)
+        if self.same_mask:
+            layers = self._masks(noise.layers, keys, xs)
+            below = [m.replace(outputs=m.recurrent) for m in layers[:-1]]
+            carry, raw = self._stack()(
+                xs, [*below, layers[-1]], initial_carry=carry, lengths=lengths
+            )
+            dropped = _multiply(raw, layers[-1].recurrent)
+        else:
+            carry, raw = self._stack()(
+                xs, noise.layers, keys, initial_carry=carry, lengths=lengths
+            )
+            dropped = _drop(raw, noise.outputs, keys, top - 1)
         projected = _drop(self._project(dropped), noise.projected, keys, top)
         return Reading(carry, self._logits(projected, table), raw, dropped)
 
     def _stack(self):
         layers = [rdrop.RNN(cell) for cell in cells(self.options)]
         return rdrop.Stack(layers, name="stack")
+
+    def _masks(self, layers, keys, xs) -> list[rdrop.Masks]:
+        """Returns the masks of each layer; without keys, their expectation."""
+        if keys is None:
+            return [dropout.expected() for dropout in layers]
+        batch, time, features = xs.shape
+        widths = [features, *sizes(self.options)]
+        return [
+            rdrop.draw(
+                dropout,
+                keys.replace(layer=keys.layer + n),
+                cell.equations.sites(widths[n]),
+                batch,
+                time,
+            )
+            for n, (dropout, cell) in enumerate(
+                zip(layers, cells(self.options, parent=None), strict=True)
+            )
+        ]
 
     def _project(self, ys):
         """Returns vectors of the size of a tied embedding."""
@@ -179,7 +208,11 @@ def _drop(ys: Any, noise: Any, keys: Any, layer: int) -> Any:
         batch, time, units = ys.shape
         site = {"outputs": rdrop.Site(1, units)}
         masks = rdrop.draw(dropout, there, site, batch, time)
-    mask: Any = masks.outputs
+    return _multiply(ys, masks.outputs)
+
+
+def _multiply(ys: Any, mask: Any) -> Any:
+    """Multiplies outputs [B, T, U] by a mask [B, 1, U] or [T, B, 1, U], if any."""
     if mask is None:
         return ys
     if mask.ndim == 4:
@@ -189,7 +222,7 @@ def _drop(ys: Any, noise: Any, keys: Any, layer: int) -> Any:
 
 def make_model(config: Config, vocabulary: int) -> LanguageModel:
     """Returns the model of a config, the same for all of its lanes."""
-    return LanguageModel(vocabulary, config.model)
+    return LanguageModel(vocabulary, config.model, config.dropout.same_mask)
 
 
 def init(model: LanguageModel, key: Key[Array, ""]) -> Any:

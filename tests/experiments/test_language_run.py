@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -251,6 +252,14 @@ def test_a_lane_that_diverges_is_marked_and_the_next_is_trained(text, config, tm
         (["--dropout.inputs.learn", "True"], "dropout.inputs.learn: must be false"),
         (["--dropout.projected.rate", "0.1"], "projected.rate: must be 0 unless"),
         (["--train.shuffle", "True"], "train.shuffle: must be false if train.carry"),
+        (["--dropout.same-mask", "True"], "dropout.same_mask: must"),
+        (
+            shlex.split(
+                "--dropout.same-mask True --dropout.recurrent.gates each "
+                "--dropout.outputs.rate 0"
+            ),
+            "dropout.recurrent.gates: must be",
+        ),
         (["--model.start", "learned"], "model.start: must be"),
         (["--model.embedding", "0", "--model.tied", "True"], "model.tied: must be"),
         (["--model.two-biases", "True"], "two_biases: must be false unless"),

@@ -734,6 +734,32 @@ def test_a_clipped_step_is_adams(rng):
         np.testing.assert_allclose(updates, step, rtol=1e-5)
 
 
+@pytest.mark.parametrize("drawn", [True, False])
+def test_one_mask_of_h_serves_its_layer_and_the_one_above(rng, params, drawn):
+    """Beside cells that are run one after the other on masked outputs."""
+    noise = Noise(rate=0.4, scale="inverted" if drawn else "expectation")
+    config = make_config(dropout=Dropout(recurrent=noise, same_mask=True))
+    model, (noise,) = make_model(config, V), noises([config])
+    tokens = jnp.asarray(rng.integers(0, V, (3, 7), np.int32))
+    keys = rdrop.stream_keys(jax.random.key(1)) if drawn else None
+    reading = model.apply(params, tokens, noise, keys)
+    weights = params["params"]
+    ys = weights["embedding"][tokens]
+    for n in range(2):
+        layer = rdrop.RNN(rdrop.LSTMCell(6))
+        dropout = noise.layers[n]
+        masks = dropout.expected()
+        if drawn:
+            at, sites = keys.replace(layer=n), rdrop.LSTMCell(6).sites(6)
+            masks = rdrop.draw(dropout, at, sites, 3, 7)
+            assert set(np.unique(masks.recurrent)) == {0.0, np.float32(1 / 0.6)}
+        _, ys = layer.apply({"params": weights[f"LSTMCell_{n}"]}, ys, masks)
+        ys = ys * masks.recurrent
+    np.testing.assert_allclose(reading.dropped, ys, rtol=1e-5, atol=1e-7)
+    logits = ys @ weights["readout"] + weights["bias"][None, None]
+    np.testing.assert_allclose(reading.logits, logits, rtol=1e-4, atol=1e-6)
+
+
 def test_tokens_without_an_embedding_are_one_hot(rng):
     options = Model(embedding=0, units=6, layers=1, init=0.3)
     model = make_model(make_config(options), V)
