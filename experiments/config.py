@@ -65,10 +65,10 @@ class Task:
     """The data to learn from."""
 
     name: str = "japanese_vowels"
-    """The shipped japanese_vowels; classify, regress, label or characters, which read
-    `data`; or the path of a .py file with your own task."""
+    """The shipped japanese_vowels; classify, regress, label, characters or piano_roll,
+    which read `data`; or the path of a .py file with your own task."""
     data: str = ""
-    """Your file: .npz or .csv, or text for characters."""
+    """Your file: .npz or .csv, text for characters, or .mat for piano_roll."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the sequences held out for testing, if the file has no split."""
     window: Count = 100
@@ -86,6 +86,16 @@ class Model:
     """Units of each layer."""
     layers: Count = 1
     """Layers of the stack."""
+    forget_bias: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """Initial bias of the forget gates of an LSTM."""
+
+    def __post_init__(self):
+        """Checks that only an LSTM has another bias of its forget gates."""
+        if self.forget_bias != 1 and self.cell != "lstm":
+            raise ValueError(
+                f'model.forget_bias: must be 1 unless model.cell is "lstm", got '
+                f"{self.forget_bias:g}"
+            )
 
 
 @with_config(DESCRIBED)
@@ -194,8 +204,14 @@ class Train:
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training sequences held out for validation, if the task has no
     validation split; a second model trains on all of them for the test figures."""
+    per: Literal["weight", "sequence"] = "weight"
+    """Whether the loss of a batch is the mean over sequences weighted as the task says,
+    or the mean of each sequence's loss times its weight. With weights that are steps,
+    it is a mean over steps, or a sum over the steps of a sequence."""
     learning_rate: Positive = 3e-3
     """Learning rate of Adam."""
+    clip: NotNegative = 0.0
+    """Largest global norm of the gradients; 0: no clipping."""
     weight_decay: NotNegative = 0.0
     """Decoupled weight decay (AdamW), as a share of the learning rate."""
     evaluate_every: Count = 4

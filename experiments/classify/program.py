@@ -28,6 +28,7 @@ from experiments.classify.train import (
     Models,
     make_train,
     metric_shapes,
+    step_counts,
 )
 from experiments.config import Config, ConfigError
 from experiments.devices import (
@@ -253,9 +254,18 @@ class _Parts(NamedTuple):
             self.data.splits,
         )
 
-    def functions(self, splits) -> Functions:
-        data = self.data.with_splits(splits)
-        return make_train(self.config, self.task, data, partial(spread, self.mesh))
+    def functions(self, splits, group: int = 1) -> Functions:
+        """Returns the training of a lane; several lanes do not cut their batches."""
+        train, size = self.data.train, self.config.train.batch
+        alone = group == 1 and self.mesh.shape["data"] == 1
+        lengths, time = np.asarray(train.lengths), train.inputs.shape[1]
+        return make_train(
+            self.config,
+            self.task,
+            self.data.with_splits(splits),
+            partial(spread, self.mesh),
+            step_counts(lengths, time, size) if alone else (),
+        )
 
     def compile(self, lanes: Lane, share: int, group: int) -> tuple[Any, Any]:
         """Compiles `start` and `advance` for `share` lanes per device."""
@@ -287,7 +297,7 @@ class _Parts(NamedTuple):
 
     def _advance(self, state, lanes, bounds, evaluation, splits, group):
         """Trains the groups within bounds in turn, each in its own place."""
-        functions = self.functions(splits)
+        functions = self.functions(splits, group)
 
         def one(state, lane):
             models, metrics = functions.advance(state.models, lane)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -26,6 +27,7 @@ from experiments.task import Arrays, Batch, Data, Score, Task
 Metrics: TypeAlias = dict[str, Any]
 Losses: TypeAlias = tuple[Float[Array, ""], Float[Array, ""]]
 EVALUATED_AT_ONCE = 512  # sequences
+LEAST_SHARE = 0.1  # of the batches, for which a program of fewer steps is worth while
 NEVER = -1
 
 
@@ -98,13 +100,15 @@ class Training(NamedTuple):
     network: Network
     train: Batch
     sites: tuple[str, ...]
+    steps: tuple[int, ...] = ()
 
     def optimiser(self, lane: Lane) -> optax.GradientTransformation:
-        """Returns AdamW; learned rates do not decay."""
-        decayed = {"network": True, "rates": False}
-        return optax.adamw(
+        """Returns AdamW on clipped gradients; learned rates do not decay."""
+        clip, decayed = self.config.train.clip, {"network": True, "rates": False}
+        adamw = optax.adamw(
             lane.learning_rate, weight_decay=lane.weight_decay, mask=decayed
         )
+        return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
 
     def outputs(self, params, dropout: Dropout, batch: Batch, keys=None) -> Any:
         """Returns the outputs for a batch; without keys, in expectation over noise."""
@@ -115,6 +119,28 @@ class Training(NamedTuple):
     def judge(self, params, dropout: Dropout, batch: Batch) -> Score:
         """Returns the score of a batch, in expectation over the noise."""
         return self.task.score(self.outputs(params, dropout, batch), batch)
+
+    def gradients(self, params, lane: Lane, batch: Batch, key) -> tuple[Losses, Any]:
+        """Returns the losses of a batch and the gradients of the minimised one.
+
+        The batch is cut to the fewest of `steps` that hold its longest sequence.
+        """
+        differentiate = jax.value_and_grad(self.loss, has_aux=True)
+        if len(self.steps) < 2:
+            return differentiate(params, lane, batch, key)
+
+        def of(steps):
+            return lambda: differentiate(params, lane, self._cut(batch, steps), key)
+
+        longest = batch.lengths.max().astype(jnp.int32)
+        place = jnp.searchsorted(jnp.array(self.steps, jnp.int32), longest)
+        return jax.lax.switch(place, [of(steps) for steps in self.steps])
+
+    def _cut(self, batch: Batch, steps: int) -> Batch:
+        """Returns the first steps of a batch."""
+        each = self.network.readout == "each"
+        targets = batch.targets[:, :steps] if each else batch.targets
+        return Batch(batch.inputs[:, :steps], batch.lengths, targets)
 
     def loss(self, params, lane: Lane, batch: Batch, key) -> Losses:
         """Returns the minimised loss of a batch, and its mean loss, both with noise.
@@ -127,14 +153,21 @@ class Training(NamedTuple):
         score = self.task.score(outputs, batch)
         loss = _means(score)[0]
         if config.penalty == "none":
-            return loss + self.price(params), loss
+            return loss * self._size(score) + self.price(params), loss
         others = consistency.keys(config, key, keys)
         other = self.outputs(params, lane.dropout, batch, others)
         if others is not None:
             loss = (loss + _means(self.task.score(other, batch))[0]) / 2
         weights = consistency.weights(outputs, score, batch)
         penalty = consistency.PENALTIES[config.penalty](outputs, other, weights)
-        return loss + lane.penalty * penalty + self.price(params), loss
+        total = loss * self._size(score) + lane.penalty * penalty
+        return total + self.price(params), loss
+
+    def _size(self, score: Score) -> Float[Array, ""]:
+        """Returns the factor of a mean loss: 1, or the mean weight of a sequence."""
+        if self.config.train.per == "weight":
+            return jnp.float32(1)
+        return score.weight.mean()
 
     def price(self, params) -> Float[Array, ""]:
         """Returns the regularisers of learned rates, summed over layers."""
@@ -152,8 +185,31 @@ class Training(NamedTuple):
         return total
 
 
+def step_counts(lengths: Int[np.ndarray, "N"], time: int, size: int) -> tuple[int, ...]:
+    """Returns the numbers of steps to which batches are cut, `time` the last one.
+
+    Each number is half of the next one, as long as a tenth of the batches fit into it.
+
+    Args:
+        lengths: of the training sequences.
+        time: steps of the padded sequences.
+        size: sequences per batch.
+    """
+    steps = [time]
+    while steps[0] > 1:
+        half = -(-steps[0] // 2)
+        if np.mean(lengths <= half) ** size < LEAST_SHARE:
+            break
+        steps.insert(0, half)
+    return tuple(steps)
+
+
 def make_train(
-    config: Config, task: Task, data: Data, shard: Callable[[Any], Any] = lambda x: x
+    config: Config,
+    task: Task,
+    data: Data,
+    shard: Callable[[Any], Any] = lambda x: x,
+    steps: tuple[int, ...] = (),
 ) -> Functions:
     """Builds the functions that train a lane.
 
@@ -162,11 +218,13 @@ def make_train(
         task: the task.
         data: its data, as device arrays or tracers.
         shard: places a batch on devices.
+        steps: numbers of steps to which a batch may be cut, see `step_counts`; by
+            default it is not cut.
 
     Returns:
         Pure functions for `jit` and `vmap`; `advance` trains `evaluate_every` epochs.
     """
-    training = make_training(config, task, data)
+    training = make_training(config, task, data)._replace(steps=steps)
     network, sites = training.network, training.sites
     epochs = _make_epochs(training, shard)
     everything = jnp.arange(len(data.train.lengths))
@@ -174,8 +232,9 @@ def make_train(
     def init(lane):
         key = jax.random.fold_in(lane.key, 0)
         one = take(data.train, jnp.arange(1))
+        weights = network.init(key, task.inputs(one), one.lengths)
         params = {
-            "network": network.init(key, task.inputs(one), one.lengths),
+            "network": with_forget_bias(weights, config.model.forget_bias),
             "rates": {
                 site: jax.scipy.special.logit(getattr(lane.dropout, site).rate)
                 for site in sites
@@ -279,6 +338,20 @@ def with_rates(dropout: Dropout, logits: dict[str, Any]) -> Dropout:
     return dropout.replace(**changes)
 
 
+def with_forget_bias(weights: Any, bias: float) -> Any:
+    """Returns the parameters of LSTMs with a bias of the forget gates; 1 is theirs."""
+    if bias == 1:
+        return weights
+
+    def set_bias(path, leaf):
+        if path[-1].key != "bias" or path[-2].key == "readout":
+            return leaf
+        units = len(leaf) // 4
+        return leaf.at[units : 2 * units].set(bias)
+
+    return jax.tree_util.tree_map_with_path(set_bias, weights)
+
+
 def take(batch: Batch, index) -> Batch:
     """Returns some sequences of a batch."""
     return jax.tree.map(lambda leaf: leaf[index], batch)
@@ -292,9 +365,8 @@ def _make_epochs(training, shard):
         params, opt_state, diverged_at = carry
         noise_key = jax.random.fold_in(jax.random.fold_in(lane.key, 2), step)
         batch = shard(take(training.train, index))
-        (priced, loss), gradients = jax.value_and_grad(training.loss, has_aux=True)(
-            params, lane, batch, noise_key
-        )
+        losses, gradients = training.gradients(params, lane, batch, noise_key)
+        priced, loss = losses
         updates, opt_state = training.optimiser(lane).update(
             gradients, opt_state, params
         )

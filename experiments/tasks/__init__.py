@@ -12,7 +12,14 @@ from experiments.config import Task as Options
 from experiments.task import Data, Task
 from experiments.tasks.contract import check_contract
 
-BUILTIN = ("japanese_vowels", "classify", "regress", "label", "characters")
+BUILTIN = (
+    "japanese_vowels",
+    "classify",
+    "regress",
+    "label",
+    "characters",
+    "piano_roll",
+)
 FUNCTIONS = {
     "load": "load(options)",
     "inputs": "inputs(batch)",
