@@ -1,6 +1,7 @@
 """Pictures of the README and the docs: `python docs/make_images.py [RUNS]`.
 
-`masks.png` is drawn from the library alone. The others are drawn from the runs of
+`masks.png` is drawn from the library alone, and `papers.svg` from the results in
+configs/results. The others are drawn from the runs of
 configs/vowels_*.toml that are in the folder RUNS, by default `runs`.
 """
 
@@ -8,14 +9,18 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
+from make_tables import papers
 from matplotlib.figure import Figure
 
 import rdrop
 from experiments import report
+from experiments.papers import read_result
 from rdrop import plot, presets
 
 IMAGES = Path(__file__).parent / "images"
 UNITS, TIME = 6, 4
+COLUMNS = 4  # panels side by side
 METHODS = {
     "Keras: held over the sequence, one mask per gate": presets.keras(0.4, 0.4),
     "Gal (tied): held over the sequence, gates share": presets.gal(0.4, 0.4),
@@ -55,6 +60,37 @@ def draw_masks() -> Figure:
     return figure
 
 
+def draw_papers() -> Figure:
+    """Draws the learning curves of the rows of papers that were run."""
+    rows = [(p, paper, read_result(p)) for p, paper in papers().items()]
+    rows = [row for row in rows if row[2] is not None]
+    height = -(-len(rows) // COLUMNS)
+    figure = Figure(figsize=(3.1 * COLUMNS, 2.5 * height), layout="constrained")
+    panels = figure.subplots(height, COLUMNS, squeeze=False).ravel()
+    for axes, (path, paper, result) in zip(panels, rows, strict=False):
+        for curve in result["curves"]:
+            axes.plot(range(1, len(curve) + 1), curve, color="tab:blue", lw=1)
+        last = max(map(len, result["curves"]))
+        axes.plot(
+            [last] * len(result["test"]), result["test"], "o", ms=4, color="tab:red"
+        )
+        if paper.test:
+            axes.axhline(paper.test, color="tab:red", ls="--", lw=1)
+        low = min(*result["test"], *result["valid"], paper.test or np.inf)
+        axes.set_ylim(0.97 * low, 1.5 * low)
+        axes.set_title(path.stem, fontsize=9)
+        axes.set_xlabel("epoch", fontsize=8)
+        axes.set_ylabel(result["unit"], fontsize=8)
+        axes.tick_params(labelsize=8)
+    for axes in panels[len(rows) :]:
+        axes.set_axis_off()
+    figure.suptitle(
+        "validation, each epoch (blue), our test (dots), published test (dashed)",
+        fontsize=9,
+    )
+    return figure
+
+
 def draw_reports(root: Path) -> None:
     """Draws the pictures whose runs are in a folder."""
     for name, (picture, runs) in REPORTS.items():
@@ -65,4 +101,5 @@ def draw_reports(root: Path) -> None:
 
 if __name__ == "__main__":
     draw_masks().savefig(IMAGES / "masks.png", dpi=110)
+    draw_papers().savefig(IMAGES / "papers.svg", metadata={"Date": None})
     draw_reports(Path(sys.argv[1] if len(sys.argv) > 1 else "runs"))
