@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rdrop.advice import describe
-from rdrop.keys import STREAMS, StreamKeys, check_keys
+from rdrop.keys import STREAMS, StreamKeys, check_keys, of_episode, rows_of
 from rdrop.noise.kinds import KINDS_BY_NAME, Mix, NoiseKind
 from rdrop.noise.lifetime import lifetime_of
 from rdrop.noise.node import check
@@ -117,6 +117,7 @@ def draw(
     sites: Mapping[str, Site],
     batch: int,
     time: int | None = None,
+    resets: Bool[Array | np.ndarray, "T B"] | None = None,
 ) -> Masks:
     """Draws the masks of a sequence, or of the single step `keys.step`.
 
@@ -127,10 +128,13 @@ def draw(
         sites: sizes of the cell's sites, `cell.sites(features)`.
         batch: B.
         time: T, or None for one step.
+        resets: where an episode begins. A row then has the masks of its episodes, and
+            counts their steps from 0. Masks on weights are the same in all episodes.
 
     Returns:
         float32 masks: (B, G, U), or (T, B, G, U) for noise with per="step" or a `Drift`
-        if `time` is given. Both ways of drawing a step are bitwise identical.
+        if `time` is given, and for all noise on activations if rows may be in different
+        episodes. All ways of drawing a step are bitwise identical.
 
     Raises:
         TypeError: `keys` are not `StreamKeys` of typed keys.
@@ -138,7 +142,7 @@ def draw(
             `gates="each"` at a site that no two gates read.
     """
     check_keys(keys)
-    return _draw(dropout, keys, sites, batch, time)
+    return _draw(dropout, keys, sites, batch, time, resets)
 
 
 def resolve(
@@ -147,6 +151,7 @@ def resolve(
     sites: Mapping[str, Site],
     batch: int,
     time: int | None = None,
+    resets: Bool[Array | np.ndarray, "T B"] | None = None,
 ) -> Masks:
     """Returns the masks of one call of a layer: no keys, no noise.
 
@@ -156,6 +161,7 @@ def resolve(
         sites: as in `draw`.
         batch: B.
         time: T, or None for one step.
+        resets: as in `draw`.
 
     Raises:
         TypeError: `dropout` or `keys` are of another type.
@@ -181,15 +187,27 @@ def resolve(
     if keys is None:
         _shapes(dropout, sites, batch)
         return dropout.expected()
-    return _draw(dropout, keys, sites, batch, time)
+    return _draw(dropout, keys, sites, batch, time, resets)
 
 
-def _draw(dropout, keys, sites, batch, time) -> Masks:
+def _draw(dropout, keys, sites, batch, time, resets) -> Masks:
     shapes = _shapes(dropout, sites, batch)
-    step = jnp.asarray(keys.step, jnp.int32)
+    for name, count in (("step", keys.step), ("episode", keys.episode)):
+        if jnp.shape(count) not in ((), (batch,)):
+            raise ValueError(
+                f"`keys.{name}` must be a single integer or one per row, [B] = "
+                f"[{batch}], got shape {jnp.shape(count)}."
+            )
+    rows = rows_of(keys, resets, batch, time)
 
     def mask(name, noise):
         key, lifetime = keys.site(STREAMS[name], name), lifetime_of(noise)
+        if SITES[name].on_weights:
+            return noise.draw(key, shapes[name])
+        if rows is not None:
+            of_rows = of_episode(key, rows.episode)
+            return lifetime.draw_rows(noise, of_rows, shapes[name], rows)
+        key, step = of_episode(key, keys.episode), jnp.asarray(keys.step, jnp.int32)
         if time is None:
             return lifetime.draw_step(noise, key, shapes[name], step)
         return lifetime.draw_steps(noise, key, shapes[name], step, time)

@@ -2,29 +2,33 @@
 
 A recurrent layer has two independent sources of noise: the *inputs* stream for the
 vertical arrows of the unrolled network (x_t in, y_t out) and the *recurrent* stream for
-the horizontal ones. The key of one site is a pure function of five coordinates,
+the horizontal ones. The key of one site is a pure function of six coordinates,
 
-    (stream key, layer, direction, site name, absolute time step),
+    (stream key, layer, direction, site name, episode, time step in the episode),
 
-so switching a site on, adding a layer or padding a batch changes no other mask. A site
+so switching a site on, adding a layer or padding a batch changes no other mask. A
+sequence without resets is one episode, of index 0. A site
 may have a separate key in place of its stream's: two passes with the same key at a site
 share the masks of that site alone.
 """
 
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from rdrop.advice import describe
 from rdrop.noise.rates import known
 from rdrop.noise.threefry import fold_in
 from rdrop.sites import SITES
 
+# One integer, or one for each row of a batch.
+Count: TypeAlias = int | Int[jax.Array | np.ndarray, "..."]
 STREAMS = {name: site.stream for name, site in SITES.items()}
 
 
@@ -36,13 +40,15 @@ class StreamKeys(struct.PyTreeNode):
     Attributes:
         inputs: typed key of the vertical arrows.
         recurrent: typed key of the horizontal arrows.
-        step: absolute index of the first time step, int or int32[], in [0, 2**31). Pass
-            `keys.replace(step=T)` with the carry to continue a sequence exactly.
+        step: index of the first time step in its episode, int, int32[], or int32[B]
+            with one per row, in [0, 2**31). Pass `keys.replace(step=T)` with the carry
+            to continue a sequence exactly, or `keys.advance(resets)`.
         layer: index of the layer in a stack (static).
         direction: "forward" or "backward" (static).
         sites: typed keys of single sites, by name, in place of their stream's, as
             `sharing` sets them. Names are not checked here, as code outside the cells
             may have more sites: `keys.replace(sites={"words": key})`.
+        episode: index of the episode of the first step, of the same types as `step`.
 
     Raises:
         ValueError: `direction` is neither of the two, or `layer` is negative.
@@ -50,10 +56,11 @@ class StreamKeys(struct.PyTreeNode):
 
     inputs: Key[Array, "..."]
     recurrent: Key[Array, "..."]
-    step: int | Int[Array, "..."] = 0
+    step: Count = 0
     layer: int = struct.field(pytree_node=False, default=0)
     direction: str = struct.field(pytree_node=False, default="forward")
     sites: Mapping[str, Key[Array, "..."]] = struct.field(default_factory=dict)
+    episode: Count = 0
 
     def __post_init__(self):
         if isinstance(self.layer, int) and self.layer < 0:
@@ -64,7 +71,7 @@ class StreamKeys(struct.PyTreeNode):
             )
 
     def site(self, stream: str, name: str) -> Key[Array, ""]:
-        """Returns the key of a site, the same for all time steps.
+        """Returns the key of a site in episode 0, the same for all time steps.
 
         Args:
             stream: "inputs" or "recurrent".
@@ -97,6 +104,22 @@ class StreamKeys(struct.PyTreeNode):
             sites={name: fold_in(key, data) for name, key in self.sites.items()},
         )
 
+    def advance(
+        self, resets: Bool[Any, "..."], time_major: bool = False
+    ) -> "StreamKeys":
+        """Returns the keys of the next piece of the sequences.
+
+        Args:
+            resets: bool[B, T] of this piece, or [T, B] if `time_major`.
+            time_major: as in `RNN`.
+        """
+        resets = jnp.asarray(resets)
+        by_time = resets if time_major else resets.T
+        time, batch = by_time.shape
+        rows = rows_of(self, by_time, batch, time)
+        assert rows is not None
+        return self.replace(step=rows.step[-1] + 1, episode=rows.episode[-1])
+
     def sharing(self, other: "StreamKeys", *names: str) -> "StreamKeys":
         """Returns these keys, with the keys of another pass at some sites.
 
@@ -125,6 +148,61 @@ class StreamKeys(struct.PyTreeNode):
         return self.sites.get(name, getattr(self, stream))
 
 
+class Rows(NamedTuple):
+    """Where the rows of a batch are in their episodes, at one step or at all steps.
+
+    Attributes:
+        episode: index of the episode, int32[B] or int32[T, B].
+        step: index of the step in the episode, of the same shape.
+        begins: where an episode begins at a step, bool of the same shape.
+    """
+
+    episode: Int[Array, "*T B"]
+    step: Int[Array, "*T B"]
+    begins: Bool[Array, "*T B"]
+
+
+def rows_of(
+    keys: StreamKeys,
+    resets: Bool[Array | np.ndarray, "T B"] | None,
+    batch: int,
+    time: int | None = None,
+) -> Rows | None:
+    """Returns where each row is; None if all rows are at the same place.
+
+    Args:
+        keys: step and episode of the first time step.
+        resets: where an episode begins, or None.
+        batch: B.
+        time: T, or None for one step.
+    """
+    if resets is None and not jnp.ndim(keys.step) and not jnp.ndim(keys.episode):
+        return None
+    episode, step = (
+        jnp.broadcast_to(jnp.asarray(value, jnp.int32), (batch,))
+        for value in (keys.episode, keys.step)
+    )
+    if time is None:
+        return Rows(episode, step, jnp.zeros(batch, bool))
+    steps = jnp.arange(time, dtype=jnp.int32)[:, None]
+    resets = jnp.zeros((time, batch), bool) if resets is None else jnp.asarray(resets)
+    begun = jax.lax.cummax(jnp.where(resets, steps, -1), axis=0)
+    return Rows(
+        episode[None] + jnp.cumsum(resets, axis=0, dtype=jnp.int32),
+        jnp.where(begun < 0, step[None] + steps, steps - begun),
+        resets,
+    )
+
+
+def of_episode(key: Key[Array, ""], episode: Count) -> Key[Array, "..."]:
+    """Returns the key of a site in each of some episodes; its own in episode 0."""
+    if isinstance(episode, int) and not episode:
+        return key
+    episode = jnp.asarray(episode, jnp.int32)
+    folded = fold_in(fold_in(key, _tag("episode")), episode)
+    return jnp.where(episode == 0, key, folded)
+
+
 def stream_keys(key: Key[Array, ""]) -> StreamKeys:
     """Splits one key into the two streams of a recurrent layer.
 
@@ -149,9 +227,9 @@ def check_keys(keys: Any) -> None:
 
     Raises:
         TypeError: not `StreamKeys`, a stream or a site without a typed key, or a step
-            that is not an integer.
-        ValueError: an array of keys or steps (vmap over it instead), or a known step
-            outside [0, 2**31).
+            or episode that is not an integer.
+        ValueError: an array of keys (vmap over it instead), a step or episode of more
+            than one axis, or a known one outside [0, 2**31).
     """
     if not isinstance(keys, StreamKeys):
         raise TypeError(
@@ -166,7 +244,8 @@ def check_keys(keys: Any) -> None:
         )
     for name, key in keys.sites.items():
         _check_key(f"keys.sites[{name!r}]", key)
-    _check_step(keys.step)
+    _check_count("keys.step", keys.step)
+    _check_count("keys.episode", keys.episode)
 
 
 def _tag(name: str) -> int:
@@ -189,13 +268,16 @@ def _check_key(argument: str, key) -> None:
         )
 
 
-def _check_step(step) -> None:
-    is_count = isinstance(step, int) and not isinstance(step, bool)
-    dtype = getattr(step, "dtype", None)
+def _check_count(argument: str, count) -> None:
+    is_count = isinstance(count, int) and not isinstance(count, bool)
+    dtype = getattr(count, "dtype", None)
     if not is_count and (dtype is None or not jnp.issubdtype(dtype, jnp.integer)):
-        raise TypeError(f"`keys.step` must be an integer, got {step}.")
-    if shape := jnp.shape(step):
-        raise ValueError(f"`keys.step` must be a single step, got shape {shape}.")
-    value = known(step)
-    if value is not None and not 0 <= value < 2**31:
-        raise ValueError(f"`keys.step` must lie in [0, 2**31), got {step}.")
+        raise TypeError(f"`{argument}` must be an integer, got {count}.")
+    if len(shape := jnp.shape(count)) > 1:
+        raise ValueError(
+            f"`{argument}` must be a single integer or one per row, [B], got shape "
+            f"{shape}."
+        )
+    value = known(count)
+    if value is not None and not np.all((value >= 0) & (value < 2**31)):
+        raise ValueError(f"`{argument}` must lie in [0, 2**31), got {count}.")

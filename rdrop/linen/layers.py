@@ -26,7 +26,7 @@ from rdrop.loops import (
     run_sequences,
 )
 
-ARGUMENTS = ("xs", "dropout", "keys", "initial_carry", "lengths")
+ARGUMENTS = ("xs", "dropout", "keys", "initial_carry", "lengths", "resets")
 
 
 class RNN(Advised, nn.Module):
@@ -82,6 +82,7 @@ class RNN(Advised, nn.Module):
         *,
         initial_carry: Carry | None = None,
         lengths: Any = None,
+        resets: Any = None,
         **unknown: Any,
     ) -> tuple[Carry, Xs]:
         """Runs over the sequences of a batch.
@@ -98,6 +99,9 @@ class RNN(Advised, nn.Module):
             lengths: int[B], number of valid steps of each sequence, in [0, T]. Later
                 steps are padding: they change nothing, and their outputs are zero.
                 Traced lengths are not checked.
+            resets: bool[B, T], or [T, B] if `time_major`. Where it is true, an episode
+                begins: the carry before the step is the cell's initial one again, and
+                the masks are those of the next episode, see `StreamKeys`.
             unknown: none; other arguments are rejected.
 
         Returns:
@@ -115,7 +119,7 @@ class RNN(Advised, nn.Module):
         return run_sequences(
             self.cell.equations,
             partial(self.cell.weights, name="xs"),
-            Call(xs, dropout, keys, initial_carry, lengths),
+            Call(xs, dropout, keys, initial_carry, lengths, resets),
             Options(self.time_major, self.reverse, self.loop),
         )
 
@@ -162,6 +166,7 @@ class Bidirectional(Advised, nn.Module):
         *,
         initial_carry: tuple[Carry, Carry] | None = None,
         lengths: Any = None,
+        resets: Any = None,
         **unknown: Any,
     ) -> tuple[tuple[Carry, Carry], Xs]:
         """Runs over the sequences of a batch; arguments and errors as in `RNN`.
@@ -172,13 +177,14 @@ class Bidirectional(Advised, nn.Module):
             keys: explicit keys.
             initial_carry: a pair of carries, or None.
             lengths: int[B], number of valid steps of each sequence.
+            resets: bool[B, T], where an episode begins.
             unknown: none; other arguments are rejected.
 
         Returns:
             The pair of final carries, and the outputs of both side by side, [..., 2H].
         """
         check_call(self, unknown, ARGUMENTS)
-        call = Call(xs, dropout, keys, initial_carry, lengths)
+        call = Call(xs, dropout, keys, initial_carry, lengths, resets)
         return run_both_ways(self.forward_rnn, self.backward_rnn, call)
 
 
@@ -227,6 +233,7 @@ class Stack(Advised, nn.Module):
         *,
         initial_carry: Sequence[Carry] | None = None,
         lengths: Any = None,
+        resets: Any = None,
         **unknown: Any,
     ) -> tuple[tuple[Carry, ...], Xs]:
         """Runs over the sequences of a batch; arguments and errors as in `RNN`.
@@ -238,13 +245,14 @@ class Stack(Advised, nn.Module):
             keys: explicit keys; layer n has `keys.layer + n`.
             initial_carry: a sequence with one carry per layer, or None.
             lengths: int[B], number of valid steps of each sequence.
+            resets: bool[B, T], where an episode begins.
             unknown: none; other arguments are rejected.
 
         Returns:
             The final carries, one per layer, and the outputs of the last layer.
         """
         check_call(self, unknown, ARGUMENTS)
-        call = Call(xs, dropout, keys, initial_carry, lengths)
+        call = Call(xs, dropout, keys, initial_carry, lengths, resets)
         return run_in_turn(self.layers, call)
 
 

@@ -27,7 +27,7 @@ def associative(
     order: Order,
 ) -> tuple[Float[Array, "B H"], Float[Array, "..."]]:
     """Runs a cell that supplies `affine`; arguments and results as of `plain`."""
-    xs, masks, valid = sequences
+    xs, masks, valid, resets = sequences
     if order.time(xs) == 0:
         return carry, jnp.zeros((*xs.shape[:-1], cell.units), carry.dtype)
     zs = with_bias(weights, project(weights, xs, align(masks.inputs, order.axis)))
@@ -40,7 +40,16 @@ def associative(
         return cell.step(weights, h, z, merge(masks, masks_t), Tape())[1]
 
     factors, terms = jax.vmap(affine)(per_step(masks), zs)
+    initial = cell.initial_carry()
+    if resets is not None:
+        # A reset step takes the initial state, whatever the state before it.
+        terms = jnp.where(
+            resets[..., None], factors * initial[None, None] + terms, terms
+        )
+        factors = jnp.where(resets[..., None], 0, factors)
     before, after = affine_scan(factors, terms, carry, valid, order.reverse)
+    if resets is not None:
+        before = jnp.where(resets[..., None], initial[None, None], before)
     ys = jax.vmap(outputs)(per_step(masks), zs, before)
     if valid is not None:
         ys = jnp.where(valid[..., None], ys, 0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from rdrop.cells import Recurrence, Weights
 from rdrop.cells.masking import masked_operands
@@ -70,7 +70,7 @@ class Backwards:
 
     def recompute(self, carries: Carry) -> list[Any]:
         """Returns the residuals of all steps at once, from the carries before them."""
-        xs, masks, _ = self.block
+        xs, masks = self.block[:2]
         aligned = align(masks.inputs, self.order.axis)
         zs = with_bias(self.weights, project(self.weights, xs, aligned))
 
@@ -123,7 +123,7 @@ class Backwards:
 
     def _loop(self, hs, residuals, d_carry, d_ys):
         """Returns the last state of the loop, and the cotangents of masks per step."""
-        axis, (_, masks, valid) = self.order.axis, self.block
+        axis, (_, masks, valid, resets) = self.order.axis, self.block
         places, buffers = self._places(residuals)
         turned = [
             k.T if k.nbytes <= LARGE_BYTES else None for k in self.example.kernels
@@ -131,7 +131,7 @@ class Backwards:
 
         def body(state, at_step):
             d_carry, buffers, ahead, sums = state
-            t, masks_t, valid_t = at_step
+            t, masks_t, valid_t, resets_t = at_step
             values = take(buffers[: len(residuals)], t, axis)
             for place, value in ahead.items():
                 values[place] = value
@@ -150,6 +150,7 @@ class Backwards:
             d_held, d_drawn = held(d.masks, masks), per_step(d.masks, masks)
             sums = jax.tree.map(_add, sums, (d.direct, d_held))
             d_carry, _ = pass_padding((d.carry, d_y), d_carry, valid_t)
+            d_carry = _stop(d_carry, resets_t)
             return (d_carry, buffers, ahead, sums), d_drawn
 
         direct = {name: self.weights[name] for name in self.plan.direct}
@@ -157,7 +158,7 @@ class Backwards:
         time = self.order.time(d_ys)
         first, next_step = (0, 1) if self.order.reverse else (time - 1, -1)
         ahead = {n: take(buffers[n], first, axis) for n in places if n < len(residuals)}
-        steps = (jnp.arange(time), per_step(masks), valid)
+        steps = (jnp.arange(time), per_step(masks), valid, resets)
         state = (d_carry, buffers, ahead, sums)
         state, d_drawn = jax.lax.scan(
             body, state, steps, reverse=not self.order.reverse
@@ -246,7 +247,7 @@ class Backwards:
         def operands(xs, mask):
             return masked_operands(xs.astype(kernel.dtype), align(mask, axis))
 
-        xs, masks, _ = self.block
+        xs, masks = self.block[:2]
         lefts, back = jax.vjp(operands, xs, masks.inputs)
         _, to_kernel = jax.vjp(partial(_concatenated, lefts), kernel)
         d_parts = jnp.split(d_zs, len(lefts), axis=-1)
@@ -258,17 +259,20 @@ class Backwards:
 def states_before(
     first: Float[Array, "B H"],
     ys: Float[Array, "..."],
-    valid: Bool[Array, "T B"] | None,
+    block: Sequences,
     order: Order,
+    initial: Float[Array, "H"],
 ) -> Float[Array, "..."]:
     """Returns the h before each step, if it is the output of the step before.
 
     Args:
         first: the h before the first step.
         ys: the outputs, zero at padding.
-        valid: False at padding.
+        block: with padding and resets.
         order: how time lies in the outputs.
+        initial: the h of a row after a reset.
     """
+    valid, resets = block.valid, block.resets
     first = jnp.expand_dims(first, order.axis)
     states = ys
     if valid is not None:
@@ -276,9 +280,21 @@ def states_before(
     time = order.time(ys)
     if order.reverse:
         later = jax.lax.slice_in_dim(states, 1, time, axis=order.axis)
-        return jnp.concatenate([later, first], order.axis)
-    earlier = jax.lax.slice_in_dim(states, 0, time - 1, axis=order.axis)
-    return jnp.concatenate([first, earlier], order.axis)
+        before = jnp.concatenate([later, first], order.axis)
+    else:
+        earlier = jax.lax.slice_in_dim(states, 0, time - 1, axis=order.axis)
+        before = jnp.concatenate([first, earlier], order.axis)
+    if resets is None:
+        return before
+    where = resets.swapaxes(0, order.axis)[..., None]
+    return jnp.where(where, initial[None, None].astype(before.dtype), before)
+
+
+def _stop(d_carry, resets):
+    """Returns the cotangent of a carry, zero in the rows whose carry was reset."""
+    if resets is None:
+        return d_carry
+    return jax.tree.map(lambda d: jnp.where(resets[:, None], 0, d), d_carry)
 
 
 def _concatenated(lefts, kernel):

@@ -20,6 +20,7 @@ from rdrop.loops.sequences import (
     pass_padding,
     per_step,
     project,
+    restart,
     with_bias,
 )
 
@@ -79,7 +80,7 @@ def run_forwards(
     Returns:
         The carry after the block and the outputs; and the kept values of all steps.
     """
-    axis, (xs, masks, valid) = order.axis, block
+    axis, (xs, masks, valid, resets) = order.axis, block
     zs = project(weights, xs, align(masks.inputs, axis))
     example = example_of(cell, weights, carry, block, order)
     like, structure = jax.tree.flatten((keep(example.step), example.y))
@@ -92,7 +93,8 @@ def run_forwards(
 
     def body(state, at_step):
         carry, buffers, z = state
-        t, masks_t, valid_t = at_step
+        t, masks_t, valid_t, resets_t = at_step
+        carry = restart(cell, carry, resets_t)
         if place is None:
             z = take(zs, t, axis)
         z = with_bias(weights, z)
@@ -103,7 +105,7 @@ def run_forwards(
         z = None if place is None else take(buffers[place], t + next_step, axis)
         return (new, buffers, z), None
 
-    steps = (jnp.arange(order.time(xs)), per_step(masks), valid)
+    steps = (jnp.arange(order.time(xs)), per_step(masks), valid, resets)
     z = None if place is None else take(zs, first, axis)
     state = (carry, buffers, z)
     state, _ = jax.lax.scan(body, state, steps, reverse=order.reverse)

@@ -126,7 +126,7 @@ class _Fused:
         state = (
             d_carry,
             jax.tree.map(_wide_zeros, weights),
-            jax.tree.map(jnp.zeros_like, sequences._replace(valid=None)),
+            jax.tree.map(jnp.zeros_like, sequences._replace(valid=None, resets=None)),
         )
         state, _ = over_blocks(
             pull_block, state, time, size, kept, not self.order.reverse
@@ -164,7 +164,8 @@ class _Fused:
         loop = Backwards.of(self.cell, weights, d_carry, block, self.order)
         hs = None
         if loop.plan.outputs_h:
-            hs = states_before(first, ys, block.valid, self.order)
+            initial = _state(self.cell.initial_carry())
+            hs = states_before(first, ys, block, self.order, initial)
         if self.recompute:
             leaves = residuals if hs is None else (*residuals, hs)
             carries = jax.tree.unflatten(jax.tree.structure(d_carry), leaves)
@@ -173,10 +174,10 @@ class _Fused:
 
     def _cut(self, start, size, sequences) -> Sequences:
         """Returns the inputs, masks and padding of a block."""
-        xs, masks, valid = sequences
-        drawn, valid = cut((per_step(masks), valid), start, size, 0)
+        xs, masks, *marks = sequences
+        drawn, *marks = cut((per_step(masks), *marks), start, size, 0)
         xs = cut(xs, start, size, self.order.axis)
-        return Sequences(xs, merge(masks, drawn), valid)
+        return Sequences(xs, merge(masks, drawn), *marks)
 
     def _paste(self, total, block, start) -> Sequences:
         """Adds the cotangents of a block to the total."""

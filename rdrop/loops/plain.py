@@ -17,6 +17,7 @@ from rdrop.loops.sequences import (
     pass_padding,
     per_step,
     project,
+    restart,
     with_bias,
 )
 
@@ -40,14 +41,15 @@ def plain(
     Returns:
         The final carry, and the outputs, with time where the inputs have it.
     """
-    xs, masks, valid = sequences
+    xs, masks, valid, resets = sequences
 
     def body(carry, at_step):
-        z, masks_t, valid_t = at_step
+        z, masks_t, valid_t, resets_t = at_step
+        carry = restart(cell, carry, resets_t)
         stepped = cell.step(weights, carry, z, merge(masks, masks_t), Tape())
         return pass_padding(stepped, carry, valid_t)
 
     zs = with_bias(weights, project(weights, xs, align(masks.inputs, order.axis)))
-    steps = (zs.swapaxes(0, order.axis), per_step(masks), valid)
+    steps = (zs.swapaxes(0, order.axis), per_step(masks), valid, resets)
     carry, ys = jax.lax.scan(body, carry, steps, reverse=order.reverse)
     return carry, ys.swapaxes(0, order.axis)

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from rdrop.advice import describe
 from rdrop.cells import Carry, Recurrence, Tape, Weights, mask_units
@@ -48,6 +49,7 @@ class Call(NamedTuple):
     keys: StreamKeys | None = None
     initial_carry: Any = None
     lengths: Any = None
+    resets: Any = None
 
 
 class Options(NamedTuple):
@@ -126,11 +128,18 @@ def run_sequences(
     if call.lengths is not None:
         valid = valid_steps(call.lengths, time, batch)
         xs = jnp.where(valid.swapaxes(0, order.axis)[..., None], xs, 0)
-    masks = resolve(call.dropout, keys, cell.sites(features), batch, time)
+    resets = None
+    if call.resets is not None:
+        resets = _check_resets(call.resets, xs.shape[:2]).swapaxes(0, order.axis)
+        resets = resets if valid is None else resets & valid
+    masks = resolve(call.dropout, keys, cell.sites(features), batch, time, resets)
     dropped = drop_weights(weights(xs), masks)
     loop = _loop_of(cell, options.loop)
     inside = masks.replace(outputs=None, input_weights=None, recurrent_weights=None)
-    sequences = Sequences(xs, inside, valid)
+    if resets is not None and options.reverse:
+        # In reverse, the first step of an episode ends it.
+        resets = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+    sequences = Sequences(xs, inside, valid, resets)
     carry = shard_batch(carry, xs, order.axis)
     carry, ys = loop(cell, *alike(dropped, carry, sequences), order)
     return carry, mask_units(ys, align(masks.outputs, order.axis))
@@ -212,6 +221,17 @@ def check_carry(name: str, carry: Any, cell: Recurrence, batch: int) -> None:
         )
 
 
+def _check_resets(resets: Any, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """Returns resets as an array; raises a ValueError if they do not fit."""
+    resets = resets if hasattr(resets, "dtype") else np.asarray(resets)
+    if resets.shape != shape or resets.dtype != bool:
+        raise ValueError(
+            f"`resets` must be bool of shape {shape}, the first axes of `xs`, got "
+            f"{resets.dtype}{list(resets.shape)}."
+        )
+    return jnp.asarray(resets)
+
+
 def check_features(name: str, features: int, kernel: Float[Array, "D GH"]) -> None:
     """Raises a ValueError if parameters were made for another number of features."""
     if kernel.shape[0] != features:
@@ -231,12 +251,14 @@ def _loop_of(cell, loop):
 
 
 def _apply(layer, call):
+    more = {} if call.resets is None else {"resets": call.resets}
     return layer(
         call.xs,
         call.dropout,
         call.keys,
         initial_carry=call.initial_carry,
         lengths=call.lengths,
+        **more,
     )
 
 

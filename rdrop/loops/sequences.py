@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rdrop.cells import Recurrence
 from rdrop.cells.masking import Weights, masked_matmul
 from rdrop.dropout import Masks
 
@@ -22,11 +23,13 @@ class Sequences(NamedTuple):
         masks: of the inputs and of the sites inside the cell: (B, G, U) if held over
             time, (T, B, G, U) if there is one per step.
         valid: False at padding, where the carry passes and y is zero; or None.
+        resets: where the carry is the initial one again before a step; or None.
     """
 
     xs: Float[Array, "..."]
     masks: Masks
     valid: Bool[Array, "T B"] | None = None
+    resets: Bool[Array, "T B"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,18 @@ def merge(masks: Masks, of_step: Masks) -> Masks:
         masks,
         of_step,
         is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def restart(cell: Recurrence, carry: C, resets: Bool[Array, "B"] | None) -> C:
+    """Returns the carry with the initial one in the rows that are reset."""
+    if resets is None:
+        return carry
+    where = resets[:, None]
+    return jax.tree.map(
+        lambda leaf, initial: jnp.where(where, initial[None].astype(leaf.dtype), leaf),
+        carry,
+        cell.initial_carry(),
     )
 
 

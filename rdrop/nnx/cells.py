@@ -87,10 +87,14 @@ class OwnKeys(nnx.Module):
         """Returns the keys at the next step."""
         return self.sequence.get_value()
 
-    def advance(self, steps: int) -> None:
-        """Counts the steps that the keys have been used for."""
+    def advance(self, steps: int, resets: Any = None, time_major: bool = False) -> None:
+        """Counts the steps and episodes that the keys have been used for."""
         keys = self.now()
-        self.sequence.set_value(keys.replace(step=keys.step + jnp.int32(steps)))
+        if resets is None:
+            keys = keys.replace(step=keys.step + jnp.int32(steps))
+        else:
+            keys = keys.advance(resets, time_major)
+        self.sequence.set_value(keys)
 
     def _draw(self) -> StreamKeys:
         return stream_keys(self.streams).replace(step=jnp.int32(0))

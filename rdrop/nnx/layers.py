@@ -25,7 +25,15 @@ from rdrop.loops import (
 from rdrop.nnx.cells import Cell, stream_keys
 
 Keys: TypeAlias = StreamKeys | nnx.Rngs | None
-ARGUMENTS = ("xs", "dropout", "keys", "initial_carry", "lengths", "new_sequence")
+ARGUMENTS = (
+    "xs",
+    "dropout",
+    "keys",
+    "initial_carry",
+    "lengths",
+    "resets",
+    "new_sequence",
+)
 
 
 class RNN(nnx.Module):
@@ -74,6 +82,7 @@ class RNN(nnx.Module):
         *,
         initial_carry: Carry | None = None,
         lengths: Any = None,
+        resets: Any = None,
         new_sequence: bool | None = None,
         **unknown: Any,
     ) -> tuple[Carry, Xs]:
@@ -86,6 +95,9 @@ class RNN(nnx.Module):
                 own, unless it is deterministic.
             initial_carry: as the cell's `initialize_carry` makes it.
             lengths: int[B], number of valid steps of each sequence.
+            resets: bool[B, T], or [T, B] if `time_major`. Where it is true, an episode
+                begins: the carry before the step is the cell's initial one again, and
+                the masks are those of the next episode, see `StreamKeys`.
             new_sequence: whether the cell draws new keys of its own for this call. By
                 default it does unless an initial carry is given, which continues its
                 sequence. A decoder that starts from the carry of an encoder needs
@@ -105,11 +117,12 @@ class RNN(nnx.Module):
         carry, ys = run_sequences(
             self.cell.equations,
             partial(self.cell.weights, name="xs"),
-            Call(xs, dropout, drawn, initial_carry, lengths),
+            Call(xs, dropout, drawn, initial_carry, lengths, resets),
             Options(self.time_major, self.reverse, self.loop),
         )
         if drawn is not keys:
-            self.cell.own.advance(ys.shape[0 if self.time_major else 1])
+            time = ys.shape[0 if self.time_major else 1]
+            self.cell.own.advance(time, resets, self.time_major)
         return carry, ys
 
 
@@ -153,6 +166,7 @@ class Bidirectional(nnx.Module):
         *,
         initial_carry: tuple[Carry, Carry] | None = None,
         lengths: Any = None,
+        resets: Any = None,
         new_sequence: bool | None = None,
         **unknown: Any,
     ) -> tuple[tuple[Carry, Carry], Xs]:
@@ -164,6 +178,7 @@ class Bidirectional(nnx.Module):
             keys: as in `RNN`.
             initial_carry: a pair of carries, or None.
             lengths: int[B], number of valid steps of each sequence.
+            resets: bool[B, T], where an episode begins.
             new_sequence: as in `RNN`.
             unknown: none; other arguments are rejected.
 
@@ -171,7 +186,7 @@ class Bidirectional(nnx.Module):
             The pair of final carries, and the outputs of both side by side, [..., 2H].
         """
         reject_unknown(type(self).__name__, unknown, ARGUMENTS)
-        call = Call(xs, dropout, _explicit(keys), initial_carry, lengths)
+        call = Call(xs, dropout, _explicit(keys), initial_carry, lengths, resets)
         layers = (self.forward, self.backward)
         forward, backward = (
             partial(each, new_sequence=new_sequence) for each in layers
@@ -203,6 +218,7 @@ class Stack(nnx.Module):
         *,
         initial_carry: Sequence[Carry] | None = None,
         lengths: Any = None,
+        resets: Any = None,
         new_sequence: bool | None = None,
         **unknown: Any,
     ) -> tuple[tuple[Carry, ...], Xs]:
@@ -215,6 +231,7 @@ class Stack(nnx.Module):
             keys: as in `RNN`.
             initial_carry: a sequence with one carry per layer, or None.
             lengths: int[B], number of valid steps of each sequence.
+            resets: bool[B, T], where an episode begins.
             new_sequence: as in `RNN`.
             unknown: none; other arguments are rejected.
 
@@ -222,7 +239,7 @@ class Stack(nnx.Module):
             The final carries, one per layer, and the outputs of the last layer.
         """
         reject_unknown(type(self).__name__, unknown, ARGUMENTS)
-        call = Call(xs, dropout, _explicit(keys), initial_carry, lengths)
+        call = Call(xs, dropout, _explicit(keys), initial_carry, lengths, resets)
         layers = [partial(layer, new_sequence=new_sequence) for layer in self.layers]
         return run_in_turn(layers, call)
 

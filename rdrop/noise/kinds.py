@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from rdrop.noise.lifetime import Drift
 from rdrop.noise.node import Node, check, one_of
@@ -33,7 +33,7 @@ from rdrop.noise.rates import (
     known,
     one_or_nan,
 )
-from rdrop.noise.threefry import uniform
+from rdrop.noise.threefry import Keys, normal, uniform
 
 # Replaces a number or a rate so near to 0 that its logit might not be finite.
 LEAST = 2.0**-100
@@ -64,7 +64,7 @@ class NoiseKind(Node):
         super().__post_init__()
         check_probability("rate", self.rate)
 
-    def variate(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "B G U"]:
+    def variate(self, key: Keys, shape: Shape) -> Float[Array, "B G U"]:
         """Draws the random numbers of a mask: uniform in [0, 1)."""
         return uniform(key, shape)
 
@@ -80,11 +80,12 @@ class NoiseKind(Node):
         """
         return None
 
-    def draw(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "B G U"] | Mix:
+    def draw(self, key: Keys, shape: Shape) -> Float[Array, "B G U"] | Mix:
         """Draws one mask.
 
         Args:
-            key: the same key always gives the same numbers.
+            key: the same key always gives the same numbers. With an array of keys [B]
+                each row of the batch is drawn with its own key.
             shape: (B, G, U), or (R, G, U) of a mask on weights.
 
         Returns:
@@ -196,11 +197,10 @@ class Gaussian(Noise):
         if rate is not None and np.any(rate == 1):
             raise ValueError(f"`rate` of Gaussian must lie in [0, 1), got {self.rate}.")
 
-    def variate(self, key: Key[Array, ""], shape: Shape) -> Float[Array, "B G U"]:
+    def variate(self, key: Keys, shape: Shape) -> Float[Array, "B G U"]:
         """Draws standard normal numbers."""
         # The barrier keeps XLA from folding the scale of the mask into the numbers.
-        normal = jax.random.normal(key, shape, jnp.float32)
-        return jax.lax.optimization_barrier(normal)
+        return jax.lax.optimization_barrier(normal(key, shape))
 
     def mask(self, variate: Float[Array, "B G U"]) -> Float[Array, "B G U"]:
         """Scales the numbers to the standard deviation of `rate`."""

@@ -23,7 +23,7 @@ from rdrop.noise.rates import (
     check_probability,
     one_or_nan,
 )
-from rdrop.noise.threefry import fold_in, uniform
+from rdrop.noise.threefry import Keys, fold_in, uniform
 
 
 @runtime_checkable
@@ -59,6 +59,19 @@ class Lifetime(Protocol):
             One mask (B, G, U) if it is held over the sequence, else (T, B, G, U).
         """
 
+    def draw_rows(self, noise: Any, keys: Keys, shape: Shape, rows: Any) -> Any:
+        """Draws the masks of rows that are in different episodes, as `draw_step`.
+
+        Args:
+            noise: the noise.
+            keys: of the site in the episode of each row, [B] or [T, B].
+            shape: (B, G, U).
+            rows: `rdrop.keys.Rows` of the same shape as the keys.
+
+        Returns:
+            Masks (B, G, U) or (T, B, G, U).
+        """
+
 
 class PerSequence:
     """One mask for all time steps."""
@@ -70,6 +83,10 @@ class PerSequence:
     def draw_steps(self, noise, key, shape, step, time) -> Any:
         """Draws the mask of the sequence; see `Lifetime`."""
         return noise.draw(key, shape)
+
+    def draw_rows(self, noise, keys, shape, rows) -> Any:
+        """Draws the mask of each row's episode; see `Lifetime`."""
+        return _draw_rows(noise, keys, shape)
 
 
 class PerStep:
@@ -83,6 +100,10 @@ class PerStep:
         """Draws one mask per step; see `Lifetime`."""
         draw = jax.vmap(lambda t: noise.draw(fold_in(key, t), shape))
         return draw(_steps(step, time))
+
+    def draw_rows(self, noise, keys, shape, rows) -> Any:
+        """Draws a mask from each row's episode and step; see `Lifetime`."""
+        return _draw_rows(noise, fold_in(keys, rows.step), shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,23 +154,52 @@ class Drift(Node):
         numbers = self._numbers(noise, key, shape, step - 1)
         return jax.lax.scan(advance, numbers, _steps(step, time))[1]
 
+    def draw_rows(self, noise, keys, shape, rows) -> Any:
+        """Draws the masks of rows in their episodes; see `Lifetime`."""
+        if keys.ndim == 1:
+            return self._mask(noise, self._numbers(noise, keys, shape, rows.step))
+
+        def advance(numbers, at_step):
+            key, row = at_step
+            fresh = self._held(noise, key, shape)
+            numbers = jnp.where(row.begins[:, None, None], fresh, numbers)
+            redrawn, fresh = self._redraw(noise, key, shape, row.step)
+            numbers = jnp.where(redrawn, fresh, numbers)
+            return numbers, self._mask(noise, numbers)
+
+        numbers = self._numbers(noise, keys[0], shape, rows.step[0] - 1)
+        return jax.lax.scan(advance, numbers, (keys, rows))[1]
+
     def _numbers(self, noise, key, shape, last) -> Float[Array, "B G U"]:
-        """The numbers at step `last`: each from its last redraw, if there was one."""
+        """The numbers at step `last`: each from its last redraw, if there was one.
+
+        Key and last step are single ones, or there is one for each row.
+        """
 
         def search(state):
             t, numbers, waiting = state
             redrawn, fresh = self._redraw(noise, key, shape, t)
+            redrawn = redrawn & reached(t)
             numbers = jnp.where(waiting & redrawn, fresh, numbers)
             return t - 1, numbers, waiting & ~redrawn
 
-        # Both depend on key and probability, so that the state keeps its sharding.
-        held = noise.variate(key, shape) * one_or_nan(self._chance())
+        def reached(t):
+            return (t >= 0).reshape(-1, 1, 1)
+
+        held = self._held(noise, key, shape)
         waiting = jnp.isfinite(held) & (self._chance() > 0)
         return jax.lax.while_loop(
-            lambda state: (state[0] >= 0) & state[2].any(),
+            lambda state: (reached(state[0]) & state[2]).any(),
             search,
             (last, held, waiting),
         )[1]
+
+    def _held(self, noise, key, shape) -> Float[Array, "B G U"]:
+        """The numbers before step 0.
+
+        They depend on key and probability, so that a loop keeps their sharding.
+        """
+        return noise.variate(key, shape) * one_or_nan(self._chance())
 
     def _redraw(
         self, noise, key, shape, step
@@ -175,6 +225,13 @@ LIFETIMES: dict[str, Lifetime] = {"sequence": PerSequence(), "step": PerStep()}
 def lifetime_of(noise: Any) -> Lifetime:
     """Returns the lifetime that `noise.per` is, or names."""
     return LIFETIMES[noise.per] if isinstance(noise.per, str) else noise.per
+
+
+def _draw_rows(noise, keys, shape) -> Any:
+    """Draws each row with its own key, at one step or at all steps."""
+    if keys.ndim == 1:
+        return noise.draw(keys, shape)
+    return jax.vmap(lambda of_step: noise.draw(of_step, shape))(keys)
 
 
 def _steps(step, time) -> Int[Array, "T"]:

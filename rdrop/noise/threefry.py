@@ -10,55 +10,97 @@ References:
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer, Key, UInt32
 
 Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
+# A single key, or an array of keys.
+Keys = Key[Array, "..."]
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 
 
-def fold_in(key: Key[Array, ""], data: int | Integer[Array, ""]) -> Key[Array, ""]:
+def fold_in(key: Keys, data: int | Integer[Array, "..."]) -> Keys:
     """Returns the key that `jax.random.fold_in` does.
 
     Args:
-        key: a single typed key.
-        data: an integer; a Python one in [0, 2^32).
+        key: a typed key; or an array of keys, of a shape that broadcasts with the data.
+        data: an integer, or an array of them; a Python one in [0, 2^32).
     """
     if not _is_threefry(key):
-        return jax.random.fold_in(key, data)
+        folded = jnp.broadcast_shapes(key.shape, jnp.shape(data))
+        function = jax.random.fold_in
+        for _ in folded:
+            function = jax.vmap(function)
+        return function(
+            jnp.broadcast_to(key, folded), jnp.broadcast_to(jnp.asarray(data), folded)
+        )
     low = jnp.uint32(data) if isinstance(data, int) else data.astype(jnp.uint32)
     words = _block(jax.random.key_data(key), jnp.zeros_like(low), low)
-    return jax.random.wrap_key_data(jnp.stack(words), impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.stack(words, axis=-1), impl="threefry2x32")
 
 
-def uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+def uniform(key: Keys, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Returns the float32 numbers in [0, 1) that `jax.random.uniform` does.
 
     Args:
-        key: a single typed key.
-        shape: of the result, of fewer than 2^32 numbers.
+        key: a typed key; or an array of keys [B], one for each row. Row n then has the
+            numbers of row n of `shape` with its key, or of the only row there.
+        shape: of the result with one key, of fewer than 2^32 numbers.
+
+    Returns:
+        The numbers, of the given shape, or [B, *shape[1:]].
     """
     partitionable = jax.threefry_partitionable.value
-    if not _is_threefry(key) or not partitionable or math.prod(shape) >= 2**32:
-        return jax.random.uniform(key, shape, jnp.float32)
-    return _uniform(jax.random.key_data(key), shape)
+    own = _is_threefry(key) and partitionable and math.prod(shape) < 2**32
+    if own:
+        return _uniform(jax.random.key_data(key), key.shape, shape)
+    if key.shape:
+        return _by_row(partial(jax.random.uniform, shape=shape), key, shape)
+    return jax.random.uniform(key, shape, jnp.float32)
+
+
+def normal(key: Keys, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Returns the float32 numbers that `jax.random.normal` does; see `uniform`."""
+    if not key.shape:
+        return jax.random.normal(key, shape, jnp.float32)
+    if not _is_threefry(key) or not jax.threefry_partitionable.value:
+        return _by_row(partial(jax.random.normal, shape=shape), key, shape)
+    # As in JAX, which makes a uniform number in (-1, 1) first.
+    least = np.nextafter(np.float32(-1), np.float32(0))
+    numbers = uniform(key, shape) * (np.float32(1) - least) + least
+    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(jnp.maximum(least, numbers))
 
 
 def _is_threefry(key) -> bool:
     return str(jax.random.key_impl(key)) == "threefry2x32"
 
 
-def _uniform(key_data, shape):
+def _by_row(draw, keys, shape):
+    """Draws all rows with each key, and takes the row of the key.
+
+    One key at a time: under `vmap`, some kinds of keys have other numbers.
+    """
+    rows = jnp.arange(len(keys)) % shape[0]
+    return jax.lax.map(lambda at: draw(at[0])[at[1]], (keys, rows))
+
+
+def _uniform(key_data, rows, shape):
     """Makes a number of the two words that its index is enciphered to."""
-    index = jnp.zeros(shape, jnp.uint32)
+    full = (*rows, *shape[1:]) if rows else shape
+    index = jnp.zeros(full, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
-        place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        index = index + jnp.uint32(stride) * place
+        if shape[axis] > 1:
+            place = jax.lax.broadcasted_iota(jnp.uint32, full, axis)
+            index = index + jnp.uint32(stride) * place
         stride *= shape[axis]
+    inner = (1,) * (len(shape) - 1) if rows else ()
+    key_data = key_data.reshape(*rows, *inner, 2)
     high, low = _block(key_data, jnp.zeros_like(index), index)
     # 23 random bits behind the exponent of 1 make a float in [1, 2).
     one = jnp.uint32(0x3F800000)
@@ -67,9 +109,10 @@ def _uniform(key_data, shape):
 
 
 @jax.jit
-def _block(key_data: UInt32[Array, "2"], high, low) -> Words:
+def _block(key_data: UInt32[Array, "... 2"], high, low) -> Words:
     """Enciphers counters of two words with Threefry-2x32, 20 rounds [1]."""
-    schedule = (key_data[0], key_data[1], key_data[0] ^ key_data[1] ^ PARITY)
+    first, second = key_data[..., 0], key_data[..., 1]
+    schedule = (first, second, first ^ second ^ PARITY)
     high, low = high + schedule[0], low + schedule[1]
     for group in range(5):
         for rotation in ROTATIONS[group % 2]:

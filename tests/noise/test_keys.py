@@ -103,7 +103,11 @@ def test_stream_without_one_typed_key_is_not_drawn_from(stream, key, error, mess
     [
         (0.5, TypeError, r"must be an integer, got 0\.5"),
         (True, TypeError, "must be an integer, got True"),
-        (np.arange(3), ValueError, r"must be a single step, got shape \(3,\)"),
+        (
+            np.arange(3),
+            ValueError,
+            r"must be a single integer or one per row, \[B\] = \[2\]",
+        ),
         *(
             (step, ValueError, rf"must lie in \[0, 2\*\*31\), got {step}\.")
             for step in (-1, 2**31, 2**70, np.int64(2**31), jnp.int32(-3))
