@@ -1,6 +1,7 @@
 """Cases: what is timed, and by whom."""
 
 import dataclasses
+import itertools
 from typing import Literal
 
 Noise = Literal["none", "sequence", "step"]
@@ -17,6 +18,7 @@ CAN: dict[str, tuple[Noise, ...]] = {
 }
 # Those that the smaller tables compare, in their order.
 PEERS = ("rdrop", "rdrop-plain", "torch", "keras-jax")
+RESETTERS = ("rdrop", "rdrop-plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Case:
         gates: "each" gate has masks of its own, as in Keras, or all "shared" one.
         train: forward and backward pass, with respect to parameters and inputs; or
             forward alone.
+        resets: an episode begins at one step in 25, at random.
     """
 
     batch: int
@@ -41,6 +44,7 @@ class Case:
     noise: Noise = "sequence"
     gates: Literal["shared", "each"] = "shared"
     train: bool = True
+    resets: bool = False
 
     @property
     def flops(self) -> int:
@@ -79,6 +83,10 @@ def plan() -> list[tuple[str, str, Case]]:
         entries.append(("train", "rdrop", each))
         for noise in CAN["rdrop"]:
             entries.append(("price", "rdrop", dataclasses.replace(case, noise=noise)))
+        for who, noise in itertools.product(RESETTERS, ("none", "sequence")):
+            for resets in (False, True):
+                here = dataclasses.replace(case, noise=noise, resets=resets)
+                entries.append(("episodes", who, here))
         gru = dataclasses.replace(case, cell="gru")
         for who in PEERS:
             entries.append(("gru", who, _as_can(who, gru)))

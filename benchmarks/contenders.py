@@ -52,9 +52,14 @@ def rdrop(case: Case, loop: Any = "fused"):
         noise = library.Bernoulli(RATE, per=case.noise, gates=case.gates)
         dropout = library.Dropout(inputs=noise, recurrent=noise)
 
+    more = {}
+    if case.resets:
+        shape = (case.batch, case.time)
+        more["resets"] = np.random.default_rng(1).random(shape) < 1 / 25
+
     def outputs(params, xs, step):
         key = jax.random.fold_in(jax.random.key(1), step)
-        return rnn.apply(params, xs, dropout, library.stream_keys(key))[1]
+        return rnn.apply(params, xs, dropout, library.stream_keys(key), **more)[1]
 
     xs = jax.numpy.asarray(_inputs(case))
     params = rnn.init(jax.random.key(0), xs)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cases import GROWTH, PEERS, SHAPES, Case
+from benchmarks.cases import GROWTH, PEERS, RESETTERS, SHAPES, Case
 
 ROOT = Path(__file__).parent.parent
 NOTES = ROOT / "benchmarks/NOTES.md"
@@ -59,6 +59,7 @@ def tables(results: dict) -> dict[str, str]:
         "floor": _floor(results),
         "gates": _gates(results),
         "price": _price(results),
+        "episodes": _episodes(results),
         "pages": _by_contender(results, "pages", PEERS),
         "gru": _by_contender(results, "gru", PEERS),
         "forward": _by_contender(results, "forward", ("rdrop", "torch", "keras-jax")),
@@ -134,6 +135,22 @@ def _price(results):
         )
         rows.append([name, _ms(none), _percent(held, none), _percent(step, none)])
     return _table(["shape", "no noise, ms", "per sequence", "per step"], rows)
+
+
+def _episodes(results):
+    rows = []
+    for name, shape in SHAPES.items():
+        at = Lookup(results, "episodes", shape)
+        prices = [
+            _percent(
+                at(who, noise=noise, resets=True), at(who, noise=noise, resets=False)
+            )
+            for who in RESETTERS
+            for noise in ("none", "sequence")
+        ]
+        rows.append([name, *prices])
+    heads = [f"{who}{more}" for who in RESETTERS for more in ("", ", held noise")]
+    return _table(["shape", *heads], rows)
 
 
 def _by_contender(results, table, whos: Sequence[str]):
