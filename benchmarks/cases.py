@@ -83,10 +83,10 @@ def plan() -> list[tuple[str, str, Case]]:
         entries.append(("train", "rdrop", each))
         for noise in CAN["rdrop"]:
             entries.append(("price", "rdrop", dataclasses.replace(case, noise=noise)))
-        for who, noise in itertools.product(RESETTERS, ("none", "sequence")):
-            for resets in (False, True):
-                here = dataclasses.replace(case, noise=noise, resets=resets)
-                entries.append(("episodes", who, here))
+        for held, resets in itertools.product((False, True), (False, True)):
+            noise = "sequence" if held else "none"
+            here = dataclasses.replace(case, noise=noise, resets=resets)
+            entries += [("episodes", who, here) for who in RESETTERS]
         gru = dataclasses.replace(case, cell="gru")
         for who in PEERS:
             entries.append(("gru", who, _as_can(who, gru)))

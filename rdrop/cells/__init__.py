@@ -18,14 +18,16 @@ from rdrop.cells.masking import (
     next_state,
 )
 from rdrop.cells.min_gru import MinGRU
-from rdrop.cells.recurrence import Carry, Recurrence
+from rdrop.cells.recurrence import Carry, Initialiser, Recurrence
 from rdrop.cells.simple import Simple
-from rdrop.cells.tape import Tape
+from rdrop.cells.tape import Activation, Tape
 
 __all__ = [
     "GRU",
     "LSTM",
+    "Activation",
     "Carry",
+    "Initialiser",
     "LayerNormLSTM",
     "MinGRU",
     "Recurrence",

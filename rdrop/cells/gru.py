@@ -9,13 +9,14 @@ References:
 import dataclasses
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax.nn.initializers import zeros
 from jaxtyping import Array, Float
 
 from rdrop.cells.masking import Weights, mask_gates, mask_units, next_hidden
-from rdrop.cells.recurrence import Parameters, Recurrence
-from rdrop.cells.tape import Tape
+from rdrop.cells.recurrence import Parameters, Recurrence, check_function
+from rdrop.cells.tape import SIGMOID, Activation, Tape
 from rdrop.dropout import Masks
 from rdrop.sites import Site
 
@@ -40,13 +41,27 @@ class GRU(Recurrence):
 
     Attributes:
         units, dtype, param_dtype: as in `Recurrence`.
+        kernel_init, recurrent_init, bias_init, use_bias: as in `Recurrence`.
         reset_after: whether the reset gate multiplies the matrix product (Keras,
             PyTorch, flax) rather than the state (Cho et al.).
+        activation: of the candidate, in place of tanh.
+        recurrent_activation: of the gates z and r, in place of the sigmoid.
+
+    Raises:
+        ValueError: as `Recurrence`.
+        TypeError: as `Recurrence`; or an activation that is not a function.
     """
 
     reset_after: bool = True
+    activation: Activation = jnp.tanh
+    recurrent_activation: Activation = jax.nn.sigmoid
 
     GATES: ClassVar[int] = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("activation", "recurrent_activation"):
+            check_function(name, getattr(self, name))
 
     def sites(self, features: int) -> dict[str, Site]:
         """Returns the size of each noise site for inputs of `features` units."""
@@ -56,8 +71,8 @@ class GRU(Recurrence):
     def parameters(self, features: int) -> Parameters:
         """Returns initialiser and shape of each parameter."""
         params = super().parameters(features)
-        if self.reset_after:
-            params["recurrent_bias"] = (zeros, (self.units,))
+        if self.reset_after and self.use_bias:
+            params["recurrent_bias"] = (self.bias_init or zeros, (self.units,))
         return params
 
     def step(
@@ -73,22 +88,29 @@ class GRU(Recurrence):
         a_zr, a_n = jnp.split(z.astype(h.dtype), [2 * self.units], axis=-1)
 
         def activated(u_zr):
-            gates = jnp.split(tape.sigmoid(a_zr + u_zr.astype(h.dtype)), 2, axis=-1)
+            a = a_zr + u_zr.astype(h.dtype)
+            activate = self.recurrent_activation
+            if activate in SIGMOID:
+                gates = jnp.split(tape.sigmoid(a), 2, axis=-1)
+            else:
+                gates = [tape.activate(activate, p) for p in jnp.split(a, 2, axis=-1)]
             return mask_gates(gates, masks.gates)
 
         if self.reset_after:
             recurred = tape.matmul(h, kernel, masks.recurrent).astype(h.dtype)
             u_zr, u_n = jnp.split(recurred, [2 * self.units], axis=-1)
-            bias = weights["recurrent_bias"].astype(h.dtype)
-            candidate = tape.save(u_n + bias.reshape((1,) * (h.ndim - 1) + bias.shape))
+            if self.use_bias:
+                bias = weights["recurrent_bias"].astype(h.dtype)
+                u_n = u_n + bias.reshape((1,) * (h.ndim - 1) + bias.shape)
+            candidate = tape.save(u_n)
             update, reset = activated(u_zr)
-            n = tape.tanh(a_n + reset * candidate)
+            n = tape.activate(self.activation, a_n + reset * candidate)
         else:
             mask_zr, mask_n = _split_mask(masks.recurrent)
             kernel_zr, kernel_n = jnp.split(kernel, [2 * self.units], axis=-1)
             update, reset = activated(tape.matmul(h, kernel_zr, mask_zr))
             recurred = tape.matmul(reset * h, kernel_n, mask_n)
-            n = tape.tanh(a_n + recurred.astype(h.dtype))
+            n = tape.activate(self.activation, a_n + recurred.astype(h.dtype))
         h_new = update * h + (1 - update) * mask_units(n, masks.update)
         return next_hidden(h_new, h, masks.hidden_state)
 

@@ -8,16 +8,22 @@ References:
         activations. ICLR 2017. arXiv:1606.01305; their code, recurrent.py.
     [4] Ba, Kiros, Hinton. Layer normalization. 2016. arXiv:1607.06450.
     [5] TensorFlow 1, tf.contrib.rnn.LayerNormBasicLSTMCell.
+    [6] Sak, Senior, Beaufays. Long short-term memory based recurrent neural network
+        architectures for large vocabulary speech recognition. 2014. arXiv:1402.1128;
+        torch.nn.LSTM (`proj_size`).
 """
 
 import dataclasses
+from functools import partial
 from typing import ClassVar, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.nn.initializers import ones, zeros
+from jax.nn.initializers import glorot_uniform, ones, zeros
 from jaxtyping import Array, Float
 
+from rdrop.arguments import check_count
 from rdrop.cells.masking import (
     Weights,
     mask_gates,
@@ -25,13 +31,14 @@ from rdrop.cells.masking import (
     next_hidden,
     next_state,
 )
-from rdrop.cells.recurrence import Parameters, Recurrence
-from rdrop.cells.tape import Tape
+from rdrop.cells.recurrence import Parameters, Recurrence, check_function
+from rdrop.cells.tape import SIGMOID, TANH, Activation, Tape
 from rdrop.dropout import Masks
 from rdrop.noise import Mix
 from rdrop.sites import Site
 
-LSTMCarry: TypeAlias = tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]
+# c, and h, which has another size with a projection.
+LSTMCarry: TypeAlias = tuple[Float[Array, "*batch H"], Float[Array, "*batch P"]]
 EPSILON = 1e-12
 
 
@@ -51,15 +58,51 @@ class LSTM(Recurrence):
     The carry (c, h) is the one of flax; c is kept in `param_dtype`, h in `dtype`. Gates
     have the dtype of c.
 
+    With a projection [6], h_new is (o * tanh(c_new)) R, and H is its size in the sites
+    `recurrent`, `hidden_state` and `outputs`.
+
     Parameters (Keras layout and gate order i, f, g, o):
         kernel [D, 4H] glorot uniform, recurrent_kernel [H, 4H] orthogonal, bias [4H]
-        one for the forget gate and zero elsewhere.
+        `forget_bias` for the forget gate and zero elsewhere; with a projection to P
+        units, recurrent_kernel [P, 4H], and projection [H, P] glorot uniform.
 
     Attributes:
         units, dtype, param_dtype: as in `Recurrence`.
+        kernel_init, recurrent_init, bias_init, use_bias: as in `Recurrence`.
+        forget_bias: initial bias of the forget gate; None for that of `bias_init`.
+        activation: of g and of c_new, in place of tanh.
+        recurrent_activation: of the gates i, f, o, in place of the sigmoid.
+        projection: P, the size of h and of the output; None for H.
+
+    Raises:
+        ValueError: as `Recurrence`; or a projection that is not an integer of 1 or
+            more, or a `forget_bias` without biases.
+        TypeError: as `Recurrence`; or an activation that is not a function.
     """
 
+    forget_bias: float | None = 1.0
+    activation: Activation = jnp.tanh
+    recurrent_activation: Activation = jax.nn.sigmoid
+    projection: int | None = None
+
     GATES: ClassVar[int] = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("activation", "recurrent_activation"):
+            check_function(name, getattr(self, name))
+        if self.projection is not None:
+            check_count("projection", self.projection)
+        if not self.use_bias and self.forget_bias not in (None, 1):
+            raise ValueError(
+                "`forget_bias` must be 1 or None if `use_bias` is False, got "
+                f"{self.forget_bias}."
+            )
+
+    @property
+    def width(self) -> int:
+        """The size of h and of the output."""
+        return self.projection or self.units
 
     def sites(self, features: int) -> dict[str, Site]:
         """Returns the size of each noise site for inputs of `features` units."""
@@ -71,13 +114,21 @@ class LSTM(Recurrence):
 
     def parameters(self, features: int) -> Parameters:
         """Returns initialiser and shape of each parameter."""
-        bias = {"bias": (_forget_one, (4 * self.units,))}
-        return super().parameters(features) | bias
+        params = super().parameters(features)
+        if self.use_bias and self.forget_bias is not None:
+            initialise = partial(
+                _with_forget_bias, self.bias_init or zeros, self.forget_bias
+            )
+            params["bias"] = (initialise, params["bias"][1])
+        if self.projection is not None:
+            kernel = self.kernel_init or glorot_uniform()
+            params["projection"] = (kernel, (self.units, self.projection))
+        return params
 
     def initial_carry(self, *batch: int) -> LSTMCarry:
-        """Returns (c, h) of zeros, [*batch, H] each."""
+        """Returns (c, h) of zeros, [*batch, H] and [*batch, P]."""
         h = super().initial_carry(*batch)
-        return jnp.zeros(h.shape, self.param_dtype), h
+        return jnp.zeros((*batch, self.units), self.param_dtype), h
 
     def step(
         self,
@@ -86,20 +137,32 @@ class LSTM(Recurrence):
         z: Float[Array, "*batch GH"],
         masks: Masks,
         tape: Tape,
-    ) -> tuple[LSTMCarry, Float[Array, "*batch H"]]:
+    ) -> tuple[LSTMCarry, Float[Array, "*batch P"]]:
         """Advances (c, h) by one step; see `Recurrence.step`."""
         c, h = carry
         a = z + tape.matmul(h, weights["recurrent_kernel"], masks.recurrent)
         # Only normalised gates need their sum again in the backward pass.
         a = self.normalise_gates(weights, tape.save(a.astype(c.dtype)))
-        i, f, g, o = jnp.split(_activate(a, tape), 4, axis=-1)
+        i, f, g, o = self._activate(a, tape)
         i, f, o = mask_gates((i, f, o), masks.gates)
         c_new = f * c + i * mask_units(g, masks.update)
         c_new = self.normalise_memory(weights, c_new)
         c_next = next_state(c_new, c, masks.cell_state)
-        seen = tape.tanh(c_new if isinstance(masks.cell_state, Mix) else c_next)
-        h_next, y = next_hidden((o * seen).astype(h.dtype), h, masks.hidden_state)
+        seen = c_new if isinstance(masks.cell_state, Mix) else c_next
+        h_new = o * tape.activate(self.activation, seen)
+        if self.projection is not None:
+            h_new = tape.matmul(h_new, weights["projection"])
+        h_next, y = next_hidden(h_new.astype(h.dtype), h, masks.hidden_state)
         return (c_next, h_next), y
+
+    def _activate(self, a, tape):
+        """Returns i, f, g, o; the usual ones by a single tanh."""
+        if self.activation in TANH and self.recurrent_activation in SIGMOID:
+            return jnp.split(_activate(a, tape), 4, axis=-1)
+        functions = [self.recurrent_activation] * 4
+        functions[2] = self.activation
+        parts = zip(functions, jnp.split(a, 4, axis=-1), strict=True)
+        return [tape.activate(function, part) for function, part in parts]
 
     def normalise_gates(
         self, weights: Weights, a: Float[Array, "*batch GH"]
@@ -118,24 +181,40 @@ class LSTM(Recurrence):
 class LayerNormLSTM(LSTM):
     """LSTM whose gates and memory are normalised [4], as in TensorFlow 1 [5].
 
-        i, f, g, o = LN_i(..), LN_f(..) + 1, LN_g(..), LN_o(..)   of  z + (m_h * h) U
+        i, f, g, o = LN_i(..), LN_f(..) + b, LN_g(..), LN_o(..)   of  z + (m_h * h) U
         c_new = LN_c(f * c + i * (m_g * tanh(g)))                 rest as in `LSTM`
 
     Each LN normalises over the units of its gate, with epsilon 1e-12 and its own gain
-    and shift. The c that is carried is the normalised one. z has no bias.
+    and shift. The c that is carried is the normalised one. z has no bias; b is
+    `forget_bias`, a constant.
 
     Parameters (gate order i, f, g, o):
         kernel [D, 4H] glorot uniform, recurrent_kernel [H, 4H] orthogonal; gain [4H]
         and cell_gain [H] one, shift [4H] and cell_shift [H] zero.
 
     Attributes:
-        units, dtype, param_dtype: as in `Recurrence`.
+        units, dtype, param_dtype, kernel_init, recurrent_init: as in `Recurrence`.
+        forget_bias, activation, recurrent_activation, projection: as in `LSTM`.
+
+    Raises:
+        ValueError: as `LSTM`; or `use_bias` is False.
+        TypeError: as `LSTM`.
     """
+
+    INITS: ClassVar[tuple[str, ...]] = ("kernel_init", "recurrent_init")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.use_bias:
+            raise ValueError(
+                "`use_bias` must be True in LayerNormLSTM, whose shifts are its biases."
+            )
 
     def parameters(self, features: int) -> Parameters:
         """Returns initialiser and shape of each parameter."""
         kernels = super().parameters(features)
-        return {name: kernels[name] for name in ("kernel", "recurrent_kernel")} | {
+        del kernels["bias"]
+        return kernels | {
             "gain": (ones, (4 * self.units,)),
             "shift": (zeros, (4 * self.units,)),
             "cell_gain": (ones, (self.units,)),
@@ -145,12 +224,12 @@ class LayerNormLSTM(LSTM):
     def normalise_gates(
         self, weights: Weights, a: Float[Array, "*batch GH"]
     ) -> Float[Array, "*batch GH"]:
-        """Returns the normalised pre-activations, one added for the forget gate."""
+        """Returns the normalised pre-activations, a bias added for the forget gate."""
         shape = (1,) * (a.ndim - 1) + (4, self.units)
         gain, shift = (weights[name].reshape(shape) for name in ("gain", "shift"))
         gates = _normalise(a.reshape(*a.shape[:-1], 4, self.units), gain, shift)
-        one = jnp.array([0, 1, 0, 0], a.dtype).reshape(*shape[:-1], 1)
-        return (gates + one).reshape(a.shape)
+        bias = jnp.array([0, self.forget_bias or 0, 0, 0], a.dtype)
+        return (gates + bias.reshape(*shape[:-1], 1)).reshape(a.shape)
 
     def normalise_memory(
         self, weights: Weights, c: Float[Array, "*batch H"]
@@ -175,6 +254,6 @@ def _normalise(x, gain, shift):
     return normal * gain.astype(x.dtype) + shift.astype(x.dtype)
 
 
-def _forget_one(key, shape, dtype):
+def _with_forget_bias(init, value, key, shape, dtype):
     units = shape[0] // 4
-    return jnp.zeros(shape, dtype).at[units : 2 * units].set(1)
+    return init(key, shape, dtype).at[units : 2 * units].set(value)

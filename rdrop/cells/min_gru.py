@@ -43,7 +43,13 @@ class MinGRU(Recurrence):
 
     Attributes:
         units, dtype, param_dtype: as in `Recurrence`.
+        kernel_init, bias_init, use_bias: as in `Recurrence`.
+
+    Raises:
+        ValueError, TypeError: as `Recurrence`.
     """
+
+    INITS: ClassVar[tuple[str, ...]] = ("kernel_init", "bias_init")
 
     GATES: ClassVar[int] = 2
 

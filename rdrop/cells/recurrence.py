@@ -15,6 +15,7 @@ from jax.nn.initializers import glorot_uniform, orthogonal, zeros
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from rdrop.advice import describe
 from rdrop.arguments import check_count
 from rdrop.cells.masking import Weights
 from rdrop.cells.tape import Tape
@@ -23,6 +24,7 @@ from rdrop.sites import Site
 
 # One array, or a tuple of arrays whose last is h.
 Carry: TypeAlias = Any
+Initialiser: TypeAlias = Callable[..., Array]
 Parameters: TypeAlias = dict[str, tuple[Callable[..., Array], tuple[int, ...]]]
 
 
@@ -33,24 +35,51 @@ class Recurrence:
     A subclass that also supplies `affine` is run by an associative scan.
 
     Attributes:
-        units: H, the size of h and of the output.
+        units: H, the size of the state.
         dtype: compute dtype of the matrix products; by default the common dtype of
             inputs and parameters.
         param_dtype: dtype of the parameters.
+        kernel_init, recurrent_init, bias_init: initialisers of the kernels and of the
+            bias, functions of (key, shape, dtype); None are those of the cell.
+        use_bias: whether there is a bias.
         GATES: number of blocks of H columns in the kernels.
+        INITS: the initialisers that a cell takes.
 
     Raises:
-        ValueError: `units` is not an integer of 1 or more.
+        ValueError: `units` is not an integer of 1 or more, or the cell lacks what an
+            initialiser is for.
+        TypeError: an initialiser is not a function.
     """
 
     units: int
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initialiser | None = None
+    recurrent_init: Initialiser | None = None
+    bias_init: Initialiser | None = None
+    use_bias: bool = True
 
     GATES: ClassVar[int] = 1
+    INITS: ClassVar[tuple[str, ...]] = ("kernel_init", "recurrent_init", "bias_init")
 
     def __post_init__(self):
         check_count("units", self.units)
+        for name in Recurrence.INITS:
+            if (value := getattr(self, name)) is None:
+                continue
+            check_function(name, value)
+            if name not in self.INITS:
+                cell = type(self).__name__
+                raise ValueError(
+                    f"`{name}` must be None in {cell}, which has no such parameter."
+                )
+        if self.bias_init is not None and not self.use_bias:
+            raise ValueError("`bias_init` must be None if `use_bias` is False.")
+
+    @property
+    def width(self) -> int:
+        """The size of h and of the output."""
+        return self.units
 
     def sites(self, features: int) -> dict[str, Site]:
         """Returns the size of each noise site for inputs of `features` units.
@@ -60,11 +89,11 @@ class Recurrence:
         """
         return {
             "inputs": Site(self.GATES, features),
-            "outputs": Site(1, self.units),
+            "outputs": Site(1, self.width),
             "input_weights": Site(self.GATES, self.units, rows=features),
-            "recurrent": Site(self.GATES, self.units),
-            "hidden_state": Site(1, self.units),
-            "recurrent_weights": Site(self.GATES, self.units, rows=self.units),
+            "recurrent": Site(self.GATES, self.width),
+            "hidden_state": Site(1, self.width),
+            "recurrent_weights": Site(self.GATES, self.units, rows=self.width),
         }
 
     def parameters(self, features: int) -> Parameters:
@@ -73,15 +102,20 @@ class Recurrence:
         The loops multiply the inputs by `kernel`, and add `bias` if there is one.
         """
         columns = self.GATES * self.units
-        return {
-            "kernel": (glorot_uniform(), (features, columns)),
-            "recurrent_kernel": (_orthogonal, (self.units, columns)),
-            "bias": (zeros, (columns,)),
+        params: Parameters = {
+            "kernel": (self.kernel_init or glorot_uniform(), (features, columns)),
+            "recurrent_kernel": (
+                self.recurrent_init or _orthogonal,
+                (self.width, columns),
+            ),
         }
+        if self.use_bias:
+            params["bias"] = (self.bias_init or zeros, (columns,))
+        return params
 
     def initial_carry(self, *batch: int) -> Carry:
         """Returns the carry before the first step: h of zeros, [*batch, H]."""
-        return jnp.zeros((*batch, self.units), self.dtype or self.param_dtype)
+        return jnp.zeros((*batch, self.width), self.dtype or self.param_dtype)
 
     def step(
         self,
@@ -114,6 +148,12 @@ class Recurrence:
             if not jnp.issubdtype(dtype, jnp.inexact):
                 dtype = jnp.promote_types(jnp.float32, dtype)
         return {name: param.astype(dtype) for name, param in params.items()}
+
+
+def check_function(name: str, value: Any) -> None:
+    """Raises a TypeError unless an argument is a function."""
+    if not callable(value):
+        raise TypeError(f"`{name}` must be a function, got {describe(value)}.")
 
 
 def has_affine(cell: Recurrence) -> bool:

@@ -6,11 +6,12 @@ References:
 
 import dataclasses
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdrop.cells.masking import Weights, next_hidden
-from rdrop.cells.recurrence import Recurrence
-from rdrop.cells.tape import Tape
+from rdrop.cells.recurrence import Recurrence, check_function
+from rdrop.cells.tape import Activation, Tape
 from rdrop.dropout import Masks
 
 
@@ -28,7 +29,19 @@ class Simple(Recurrence):
 
     Attributes:
         units, dtype, param_dtype: as in `Recurrence`.
+        kernel_init, recurrent_init, bias_init, use_bias: as in `Recurrence`.
+        activation: in place of tanh.
+
+    Raises:
+        ValueError: as `Recurrence`.
+        TypeError: as `Recurrence`; or an activation that is not a function.
     """
+
+    activation: Activation = jnp.tanh
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_function("activation", self.activation)
 
     def step(
         self,
@@ -41,4 +54,5 @@ class Simple(Recurrence):
         """Advances h by one step; see `Recurrence.step`."""
         h = carry
         a = z + tape.matmul(h, weights["recurrent_kernel"], masks.recurrent)
-        return next_hidden(tape.tanh(a.astype(h.dtype)), h, masks.hidden_state)
+        h_new = tape.activate(self.activation, a.astype(h.dtype))
+        return next_hidden(h_new, h, masks.hidden_state)

@@ -6,11 +6,18 @@ and on the way back runs the step with a tape that returns the recorded results,
 differentiating the step repeats neither a matrix product nor a hyperbolic tangent.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdrop.cells.masking import masked_matmul, masked_operands
+
+Activation: TypeAlias = Callable[[Array], Array]
+TANH: tuple[Any, ...] = (jnp.tanh, jax.nn.tanh, jax.lax.tanh)
+SIGMOID: tuple[Any, ...] = (jax.nn.sigmoid, jax.lax.logistic)
 
 
 class Tape:
@@ -45,6 +52,16 @@ class Tape:
     def save(self, x: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]:
         """Returns x, and keeps it for the backward pass instead of recomputing it."""
         return x
+
+    def activate(
+        self, function: Activation, x: Float[Array, "*batch N"]
+    ) -> Float[Array, "*batch N"]:
+        """Returns function(x); the backward pass computes other functions again."""
+        if function in TANH:
+            return self.tanh(x)
+        if function in SIGMOID:
+            return self.sigmoid(x)
+        return function(self.save(x))
 
 
 class Recorder(Tape):

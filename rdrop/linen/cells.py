@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -75,21 +76,32 @@ class Cell(Advised, nn.RNNCellBase):
         param_dtype: dtype of the parameters.
         dropout: the noise of calls that pass none, such as the calls of
             `flax.linen.RNN`.
+        kernel_init, recurrent_init, bias_init: initialisers of the kernels and of the
+            bias, functions of (key, shape, dtype); by default those of the cell.
+        use_bias: whether there is a bias.
 
     Raises:
-        TypeError: an unknown argument, or `dropout` is not a `Dropout`.
-        ValueError: `units` is not an integer of 1 or more.
+        TypeError: an unknown argument, `dropout` is not a `Dropout`, or an initialiser
+            is not a function.
+        ValueError: `units` is not an integer of 1 or more, or an option that the cell
+            lacks.
     """
 
     units: int
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     dropout: Dropout | None = None
+    kernel_init: cells.Initialiser | None = None
+    recurrent_init: cells.Initialiser | None = None
+    bias_init: cells.Initialiser | None = None
+    use_bias: bool = True
 
     EQUATIONS: ClassVar[type[cells.Recurrence]]
 
     def __post_init__(self):
         check_count("units", self.units)
+        if hasattr(self, "EQUATIONS"):
+            _ = self.equations  # checks the options
         if not isinstance(self.dropout, Dropout | Masks | None):
             raise TypeError(
                 "`dropout` must be an rdrop.Dropout, such as rdrop.Dropout(recurrent="
@@ -202,6 +214,11 @@ class LSTMCell(Cell):
 
     Attributes:
         units, dtype, param_dtype, dropout: as in `Cell`.
+        kernel_init, recurrent_init, bias_init, use_bias: as in `Cell`.
+        forget_bias: initial bias of the forget gate; None for that of `bias_init`.
+        activation: of the candidate and of the memory, in place of tanh.
+        recurrent_activation: of the gates, in place of the sigmoid.
+        projection: size of h and of the output (LSTMP); None for `units`.
 
     Example:
         >>> import jax
@@ -214,6 +231,11 @@ class LSTMCell(Cell):
         (2, 8)
     """
 
+    forget_bias: float | None = 1.0
+    activation: cells.Activation = jnp.tanh
+    recurrent_activation: cells.Activation = jax.nn.sigmoid
+    projection: int | None = None
+
     EQUATIONS = cells.LSTM
 
 
@@ -221,8 +243,15 @@ class LayerNormLSTMCell(Cell):
     """LSTM with layer normalisation; see `rdrop.cells.LayerNormLSTM`.
 
     Attributes:
-        units, dtype, param_dtype, dropout: as in `Cell`.
+        units, dtype, param_dtype, dropout, kernel_init, recurrent_init: as in `Cell`.
+        forget_bias: added in front of the forget gate.
+        activation, recurrent_activation, projection: as in `LSTMCell`.
     """
+
+    forget_bias: float | None = 1.0
+    activation: cells.Activation = jnp.tanh
+    recurrent_activation: cells.Activation = jax.nn.sigmoid
+    projection: int | None = None
 
     EQUATIONS = cells.LayerNormLSTM
 
@@ -232,11 +261,16 @@ class GRUCell(Cell):
 
     Attributes:
         units, dtype, param_dtype, dropout: as in `Cell`.
+        kernel_init, recurrent_init, bias_init, use_bias: as in `Cell`.
         reset_after: whether the reset gate multiplies the matrix product (Keras,
             PyTorch, flax) rather than the state (Cho et al.).
+        activation: of the candidate, in place of tanh.
+        recurrent_activation: of the gates, in place of the sigmoid.
     """
 
     reset_after: bool = True
+    activation: cells.Activation = jnp.tanh
+    recurrent_activation: cells.Activation = jax.nn.sigmoid
 
     EQUATIONS = cells.GRU
 
@@ -246,7 +280,11 @@ class SimpleCell(Cell):
 
     Attributes:
         units, dtype, param_dtype, dropout: as in `Cell`.
+        kernel_init, recurrent_init, bias_init, use_bias: as in `Cell`.
+        activation: in place of tanh.
     """
+
+    activation: cells.Activation = jnp.tanh
 
     EQUATIONS = cells.Simple
 

@@ -84,7 +84,7 @@ OF_A_CONSTRUCTOR = [
     ("LSTMCell", "recurrent_dropout", NOISE_IS_A_VALUE),
     ("LSTMCell", "features", "the size of a cell is called `units`"),
     ("LSTMCell", "hidden_size", "the size of a cell is called `units`"),
-    ("LSTMCell", "activation", "it has units, dtype, param_dtype, dropout"),
+    ("LSTMCell", "kernel_regularizer", "it has units, dtype, param_dtype, dropout"),
     ("RNN", "dropout", NOISE_IS_A_VALUE),
     ("RNN", "go_backwards", "the argument is called `reverse`"),
     ("RNN", "batch_first", "the argument is called `time_major`"),
