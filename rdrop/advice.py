@@ -16,7 +16,24 @@ NOISE_IS_A_VALUE = (
 SIZE = "the size of a cell is called `units`"
 RESULTS = "a layer returns the final carry and all outputs"
 KEYS = "pass `keys`, which rdrop.stream_keys(key) makes of one key"
+CALLED = {
+    "kernel_init": ("kernel_initializer",),
+    "recurrent_init": ("recurrent_initializer", "recurrent_kernel_init"),
+    "bias_init": ("bias_initializer",),
+    "use_bias": ("bias",),
+    "activation": ("activation_fn", "nonlinearity"),
+    "recurrent_activation": ("gate_fn",),
+    "forget_bias": ("unit_forget_bias",),
+    "projection": ("proj_size",),
+    "reverse": ("go_backwards",),
+    "lengths": ("seq_lengths",),
+}
 ADVICE = {
+    **{
+        name: f"the argument is called `{ours}`"
+        for ours, theirs in CALLED.items()
+        for name in theirs
+    },
     **dict.fromkeys(("training", "train", "deterministic"), NO_TRAINING_FLAG),
     **dict.fromkeys(("dropout", "recurrent_dropout"), NOISE_IS_A_VALUE),
     **dict.fromkeys(("features", "hidden_features", "hidden_size"), SIZE),
@@ -26,8 +43,6 @@ ADVICE = {
     "`keys`",
     "drift": "masks that drift slowly have per=rdrop.Drift(probability)",
     "mask": "pass `lengths`, the number of valid steps of each sequence",
-    "seq_lengths": "the argument is called `lengths`",
-    "go_backwards": "the argument is called `reverse`",
     "batch_first": "the argument is called `time_major`, False by default",
     "merge_mode": "the outputs of both directions are concatenated",
 }
