@@ -34,9 +34,10 @@ NNX_CELLS: dict[str, tuple[str, Layout]] = {
     "GRUCell": (GRU, NNX),
     "SimpleCell": (SIMPLE, NNX),
 }
+# Their activations: the names of rdrop, and the defaults.
 ACTIVATIONS = {
-    "activation_fn": (jnp.tanh, jax.nn.tanh),
-    "gate_fn": (jax.nn.sigmoid,),
+    "activation_fn": ("activation", (jnp.tanh, jax.nn.tanh)),
+    "gate_fn": ("recurrent_activation", (jax.nn.sigmoid,)),
 }
 # The names that linen and rdrop give to the parts of a Bidirectional.
 PAIRS = (("forward_rnn", "backward_rnn"), ("forward", "backward"))
@@ -61,9 +62,9 @@ def from_flax(source: Any) -> Ported:
 
     Raises:
         TypeError: a module of another class.
-        ValueError: parameters of another cell, other activations, a residual
-            SimpleCell, a `merge_fn` other than the default, or a reverse RNN without
-            `keep_order` below the top of a stack.
+        ValueError: parameters of another cell, a residual SimpleCell, a `merge_fn`
+            other than the default, or a reverse RNN without `keep_order` below the top
+            of a stack.
     """
     if isinstance(source, (list, tuple)):
         _check_order(source)
@@ -73,9 +74,10 @@ def from_flax(source: Any) -> Ported:
     cells = _cells(source)
     both = isinstance(cells, tuple)
     layer = tuple(map(_nnx_weights, cells)) if both else _nnx_weights(cells)
+    options = [_activations(cell) for cell in (cells if both else [cells])]
     reverse = isinstance(source, _nnx().RNN) and source.reverse
     time_major = getattr(source, "time_major", False)
-    return port(layer, reverse=reverse, time_major=time_major)
+    return port(layer, reverse=reverse, time_major=time_major, options=options)
 
 
 def to_flax(params: Mapping[str, Any], module: Any = None) -> Any:
@@ -206,6 +208,7 @@ def _places(layout: Layout, name: str) -> list[list[tuple[str, str]]]:
         ("h", "kernel", own.gates),
         ("i", "bias", own.input_bias),
         ("h", "bias", own.recurrent_bias),
+        ("r", "kernel", ()),  # flax has no projections
     )
     if layout.side_by_side:
         return [[(f"dense_{side}", kind)] if g else [] for side, kind, g in fields]
@@ -242,18 +245,22 @@ def _is_cell(module: Any) -> bool:
     return type(module) in {getattr(_nnx(), name) for name in NNX_CELLS}
 
 
+def _activations(cell: Any) -> dict[str, Any]:
+    """Returns the activations of a cell that are not the defaults."""
+    found = {}
+    for name, (ours, defaults) in ACTIVATIONS.items():
+        function = getattr(cell, name, defaults[0])
+        if function not in defaults:
+            found[ours] = function
+    return found
+
+
 def _check_cell(cell: Any) -> None:
     if not _is_cell(cell):
         raise TypeError(
             f"A flax module must be an nnx.{', nnx.'.join(NNX_CELLS)}, or an nnx.RNN "
             f"or nnx.Bidirectional of one, got {type(cell).__name__}."
         )
-    for name, defaults in ACTIVATIONS.items():
-        function = getattr(cell, name, defaults[0])
-        if function not in defaults:
-            raise ValueError(
-                f"`{name}` must be the default, {defaults[0].__name__}, got {function}."
-            )
     if getattr(cell, "residual", False):
         raise ValueError("`residual` must be False in a SimpleCell, got True.")
 

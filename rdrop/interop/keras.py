@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rdrop import presets
@@ -22,6 +24,23 @@ Settings: TypeAlias = Mapping[str, Any]
 KINDS = ("LSTM", "GRU", "SimpleRNN")
 GATED = ("LSTM", "GRU")
 ACTIVATIONS = {"activation": "tanh", "recurrent_activation": "sigmoid"}
+# The functions of JAX that activations of Keras are.
+FUNCTIONS = {
+    "tanh": "jnp.tanh",
+    "exponential": "jnp.exp",
+    "linear": "jax.nn.identity",
+    "None": "jax.nn.identity",
+    "softsign": "jax.nn.soft_sign",
+    "swish": "jax.nn.silu",
+    "hard_swish": "jax.nn.hard_silu",
+    **{
+        name: f"jax.nn.{name}"
+        for name in (
+            *("sigmoid", "relu", "relu6", "elu", "selu", "silu", "softplus", "mish"),
+            *("hard_sigmoid", "hard_silu", "softmax", "log_softmax"),
+        )
+    },
+}
 RATES = ("dropout", "recurrent_dropout")
 HIDDEN = ("implementation", "seed", "use_cudnn")  # not in every `get_config()`
 
@@ -40,9 +59,9 @@ def from_keras(layer: Any) -> Ported:
 
     Raises:
         TypeError: a layer of another class.
-        ValueError: a layer that is not built, or that rdrop cannot represent: other
-            activations, a rate of 1, a `merge_mode` other than "concat", or a layer
-            that goes backwards below another one.
+        ValueError: a layer that is not built, or that rdrop cannot represent: an
+            activation that JAX lacks, a rate of 1, a `merge_mode` other than "concat",
+            or a layer that goes backwards below another one.
     """
     if isinstance(layer, (list, tuple)):
         return join([from_keras(each) for each in layer])
@@ -85,10 +104,35 @@ def build(settings: Sequence[Settings], arrays: Sequence[Sequence[Array]]) -> Po
     """
     weights = [_weights(*pair) for pair in zip(arrays, settings, strict=True)]
     noise = [dropout_of(each) for each in settings]
+    options = [functions_of(each) for each in settings]
     if len(weights) == 1:
         reverse = settings[0].get("go_backwards", False)
-        return port(weights[0], noise[0], reverse=reverse)
-    return port(tuple(weights), noise[0] if noise[0] == noise[1] else tuple(noise))
+        return port(weights[0], noise[0], reverse=reverse, options=options)
+    both = noise[0] if noise[0] == noise[1] else tuple(noise)
+    return port(tuple(weights), both, options=options)
+
+
+def functions_of(settings: Settings) -> dict[str, Any]:
+    """Returns the activations of a layer that are not the defaults of a cell."""
+    modules = {"jnp": jnp, "jax.nn": jax.nn}
+    functions = {}
+    for argument, code in activations_of(settings).items():
+        module, name = code.rsplit(".", 1)
+        functions[argument] = getattr(modules[module], name)
+    return functions
+
+
+def activations_of(settings: Settings) -> dict[str, str]:
+    """Returns the same as source text, such as "jax.nn.relu"."""
+    named = {
+        argument: describe(settings.get(argument, usual))
+        for argument, usual in ACTIVATIONS.items()
+    }
+    return {
+        argument: FUNCTIONS[name]
+        for argument, name in named.items()
+        if name != ACTIVATIONS[argument]
+    }
 
 
 def join(layers: Sequence[Ported]) -> Ported:
@@ -161,16 +205,23 @@ def check_settings(settings: Settings) -> None:
 
     Raises:
         TypeError: a layer of another class.
-        ValueError: another activation, or a rate outside [0, 1).
+        ValueError: an activation that JAX lacks, or a rate outside [0, 1).
     """
     if settings["kind"] not in KINDS:
         raise TypeError(
             f"`layer` must be one of {', '.join(KINDS)}, or a Bidirectional of one, "
             f"got {settings['kind']!r}."
         )
-    for argument, only in ACTIVATIONS.items():
-        if (got := describe(settings.get(argument, only))) != only:
-            raise ValueError(f"`{argument}` must be {only} in rdrop, got {got}.")
+    for argument, usual in ACTIVATIONS.items():
+        got = describe(settings.get(argument, usual))
+        if got not in FUNCTIONS:
+            known = ", ".join(name for name in FUNCTIONS if name != "None")
+            raise ValueError(f"`{argument}` must be one of {known}, got {got}.")
+        if got == "hard_sigmoid" and settings.get("keras", 3) == 2:
+            raise ValueError(
+                f"`{argument}` must not be hard_sigmoid of Keras 2, which is another "
+                "function than that of Keras 3 and JAX."
+            )
     for argument in RATES:
         rate = settings.get(argument, 0)
         if not isinstance(rate, (int, float)) or not 0 <= rate < 1:

@@ -19,11 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rdrop.interop.keras import (
+    ACTIVATIONS,
     GATED,
     Settings,
+    activations_of,
     check_settings,
     describe,
     dropout_of,
+    functions_of,
     live_config,
     preset_of,
     settings_of,
@@ -103,7 +106,7 @@ def translate_keras(
 
     Raises:
         TypeError: the layer lacks such an argument, or `layer` is of another type.
-        ValueError: a value that rdrop lacks, such as another activation.
+        ValueError: a value that rdrop lacks, such as an activation that JAX lacks.
 
     Example:
         >>> translate_keras("LSTM", 8, recurrent_dropout=0.5).module.cell.units
@@ -196,8 +199,12 @@ def _policy(settings: Settings) -> str:
 
 
 def _cell_options(settings: Settings) -> dict[str, Any]:
-    """Options of the cell that differ from the defaults."""
-    options: dict[str, Any] = {}
+    """Options of the cell that differ from the defaults; functions as source text."""
+    options: dict[str, Any] = dict(activations_of(settings))
+    if not settings.get("use_bias", True):
+        options["use_bias"] = False
+    elif settings["kind"] == "LSTM" and not settings.get("unit_forget_bias", True):
+        options["forget_bias"] = None
     if not settings.get("reset_after", True):
         options["reset_after"] = False
     if (dtype := _policy(settings)) != "float32":
@@ -212,7 +219,8 @@ def _module(settings: Sequence[Settings]) -> RNN | Bidirectional:
     for each in settings:
         options = _cell_options(each)
         dtypes = {n: jnp.dtype(v) for n, v in options.items() if n.endswith("dtype")}
-        cells.append(CELLS[each["kind"]](each["units"], **(options | dtypes)))
+        options |= dtypes | functions_of(each)
+        cells.append(CELLS[each["kind"]](each["units"], **options))
     time_major = settings[0].get("time_major", False)
     forward, *backward = cells
     if backward:
@@ -241,7 +249,6 @@ def _code(settings: Sequence[Settings]) -> str:
         "",
         f"xs = jnp.ones((4, 7, 3))  # [{axes}]",
         "params = rnn.init(jax.random.key(0), xs)",
-        *_bias_code(settings),
         f"keys = rdrop.stream_keys(jax.random.key({first.get('seed') or 0}))",
         "trained = layer(params, xs, dropout, keys)  # new keys at each training step",
         "evaluated = layer(params, xs, dropout)",
@@ -252,7 +259,10 @@ def _code(settings: Sequence[Settings]) -> str:
 def _module_code(settings: Sequence[Settings]) -> str:
     cells = []
     for each in settings:
-        options = (f"{n}={v!r}" for n, v in _cell_options(each).items())
+        options = (
+            f"{n}={v if n in ACTIVATIONS else repr(v)}"
+            for n, v in _cell_options(each).items()
+        )
         inner = ", ".join([str(each["units"]), *options])
         cells.append(f"rdrop.{CELLS[each['kind']].__name__}({inner})")
     layer = "Bidirectional" if len(cells) == 2 else "RNN"
@@ -286,15 +296,3 @@ def _returned(settings: Sequence[Settings]) -> tuple[str, str]:
         every = [state for each in states for state in each]
         output = f"({', '.join([output, *every])})"
     return carry, f"{output}, {carry}" if first.get("stateful") else output
-
-
-def _bias_code(settings: Sequence[Settings]) -> list[str]:
-    """Lines for biases that do not start as rdrop's do."""
-    lines = []
-    for each, direction in zip(settings, ("forward", "backward"), strict=False):
-        starts_at_one = all(each.get(n, True) for n in ("use_bias", "unit_forget_bias"))
-        if each["kind"] == "LSTM" and not starts_at_one:
-            place = f'["{direction}"]' if len(settings) == 2 else ""
-            bias = f'params["params"]{place}["bias"]'
-            lines.append(f"{bias} = jnp.zeros_like({bias})")
-    return lines

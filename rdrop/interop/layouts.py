@@ -44,12 +44,14 @@ class Layout(NamedTuple):
         cells: layouts of the cells that the library shares with rdrop.
         transposed: whether kernels are [G H, D] rather than [D, G H].
         side_by_side: whether all gates share one array rather than having one each.
+        projects: whether its LSTM may have a projection.
     """
 
     library: str
     cells: Mapping[str, CellLayout]
     transposed: bool = False
     side_by_side: bool = True
+    projects: bool = False
 
 
 class Arrays(NamedTuple):
@@ -60,12 +62,14 @@ class Arrays(NamedTuple):
         recurrent_kernel: [H, G H] or [G H, H].
         input_bias: for the gates that have one, [G H]; None for none.
         recurrent_bias: for the gates that have one; None for none.
+        projection: [H, P] or [P, H]; None for none.
     """
 
     kernel: Array
     recurrent_kernel: Array
     input_bias: Array | None = None
     recurrent_bias: Array | None = None
+    projection: Array | None = None
 
 
 LSTM, GRU, GRU_BEFORE, SIMPLE = "LSTM", "GRU", "GRU with reset_after=False", "simple"
@@ -98,6 +102,7 @@ TORCH = Layout(
         SIMPLE: CellLayout(ONE, ONE, ONE),
     },
     transposed=True,
+    projects=True,
 )
 # `nnx.LSTMCell` has this layout as well.
 LINEN = Layout(
@@ -134,23 +139,28 @@ def read(layout: Layout, arrays: Arrays, reset_after: bool = True) -> Weights:
 
     Returns:
         `kernel` [D, G H], `recurrent_kernel` [H, G H], `bias` [G H], and for a GRU with
-        the reset after `recurrent_bias` [H].
+        the reset after `recurrent_bias` [H]. With a projection to P units
+        `recurrent_kernel` [P, G H] and `projection` [H, P].
 
     Raises:
         ValueError: the shape of the recurrent kernel fits no cell.
     """
     kernels = [a.T if layout.transposed else a for a in arrays[:2]]
-    name = _cell_of(kernels[1].shape, reset_after)
+    projected = arrays.projection is not None
+    name = LSTM if projected else _cell_of(kernels[1].shape, reset_after)
     own, order = layout.cells[name], RDROP.cells[name].gates
     kernel, recurrent_kernel = (_join(_split(k, own.gates), order) for k in kernels)
     first = _split(arrays.input_bias, own.input_bias)
     second = _split(arrays.recurrent_bias, own.recurrent_bias)
-    zero = np.zeros_like(recurrent_kernel[:, 0])
+    zero = np.zeros_like(kernel[0, : kernel.shape[1] // len(order)])
     separate = {"recurrent_bias": second.pop("n", zero)} if name == GRU else {}
     for gate, bias in second.items():
         first[gate] = first[gate] + bias if gate in first else bias
     bias = _join({gate: first.get(gate, zero) for gate in order}, order)
     weights = {"kernel": kernel, "recurrent_kernel": recurrent_kernel, "bias": bias}
+    if arrays.projection is not None:
+        across = arrays.projection
+        separate["projection"] = across.T if layout.transposed else across
     return weights | separate
 
 
@@ -173,6 +183,8 @@ def write(layout: Layout, weights: Weights) -> Arrays:
     name = name_of(weights)
     if name not in layout.cells:
         raise ValueError(f"`params` are for a {name}, which {layout.library} lacks.")
+    if "projection" in weights and not layout.projects:
+        raise ValueError(f"`params` have a projection, which {layout.library} lacks.")
     own, order = layout.cells[name], RDROP.cells[name].gates
     host = {name: np.asarray(array) for name, array in weights.items()}
     kernel, recurrent_kernel = (
@@ -190,7 +202,10 @@ def write(layout: Layout, weights: Weights) -> Arrays:
         _check_place(layout, own, second["n"])
     input_bias = _join(first, own.input_bias) if own.input_bias else None
     recurrent_bias = _join(second, own.recurrent_bias) if own.recurrent_bias else None
-    return Arrays(kernel, recurrent_kernel, input_bias, recurrent_bias)
+    projection = host.get("projection")
+    if projection is not None and layout.transposed:
+        projection = projection.T
+    return Arrays(kernel, recurrent_kernel, input_bias, recurrent_bias, projection)
 
 
 def name_of(weights: Mapping[str, Any]) -> str:
@@ -200,14 +215,23 @@ def name_of(weights: Mapping[str, Any]) -> str:
         ValueError: the names or shapes fit no cell of the other libraries.
     """
     required = {"kernel", "recurrent_kernel", "bias"}
-    if set(weights) - {"recurrent_bias"} != required:
+    if set(weights) - {"recurrent_bias", "projection"} != required:
         raise ValueError(
             "`params` must be for an LSTMCell, a GRUCell or a SimpleCell, got the "
             f"names {sorted(weights)}."
         )
     shapes = {name: np.shape(array) for name, array in weights.items()}
-    name = _cell_of(shapes["recurrent_kernel"], "recurrent_bias" in weights)
-    units, columns = shapes["recurrent_kernel"]
+    if "projection" in weights:
+        units, width = shapes["projection"]
+        name, columns = LSTM, 4 * units
+        if shapes["recurrent_kernel"] != (width, columns):
+            raise ValueError(
+                f"`recurrent_kernel` must have the shape {(width, columns)}, got "
+                f"{shapes['recurrent_kernel']}."
+            )
+    else:
+        name = _cell_of(shapes["recurrent_kernel"], "recurrent_bias" in weights)
+        units, columns = shapes["recurrent_kernel"]
     expected: dict[str, tuple[Any, ...]] = {
         "kernel": (*shapes["kernel"][:1], columns),
         "bias": (columns,),

@@ -46,6 +46,7 @@ def port(
     *,
     reverse: bool = False,
     time_major: bool = False,
+    options: Sequence[Mapping[str, Any]] = ({}, {}),
 ) -> Ported:
     """Returns the rdrop layer with the weights of a cell or of a pair.
 
@@ -54,14 +55,15 @@ def port(
         dropout: the noise of the layer.
         reverse: whether a single cell runs from the last step to the first.
         time_major: whether sequences are [T, B, D].
+        options: of each cell, such as its activation.
     """
     weights = jax.tree.map(jnp.asarray, layer)
     if isinstance(layer, tuple):
-        forward, backward = map(_cell, weights)
+        forward, backward = map(_cell, weights, options)
         both = Bidirectional(forward, backward, time_major)
         tree = dict(zip(("forward", "backward"), weights, strict=True))
         return Ported(both, {"params": tree}, dropout)
-    rnn = RNN(_cell(weights), time_major, reverse)
+    rnn = RNN(_cell(weights, options[0]), time_major, reverse)
     return Ported(rnn, {"params": weights}, dropout)
 
 
@@ -109,11 +111,14 @@ def _of_tree(tree: Mapping[str, Any]) -> Layer:
     return dict(tree)
 
 
-def _cell(weights: Weights) -> Cell:
+def _cell(weights: Weights, options: Mapping[str, Any]) -> Cell:
     name, kernel = name_of(weights), weights["recurrent_kernel"]
-    units, dtype = kernel.shape[0], kernel.dtype
+    units, options = kernel.shape[0], {"param_dtype": kernel.dtype, **options}
+    if "projection" in weights:
+        units, width = weights["projection"].shape
+        return LSTMCell(units, projection=width, **options)
     if name == LSTM:
-        return LSTMCell(units, param_dtype=dtype)
+        return LSTMCell(units, **options)
     if name == SIMPLE:
-        return SimpleCell(units, param_dtype=dtype)
-    return GRUCell(units, reset_after=name != GRU_BEFORE, param_dtype=dtype)
+        return SimpleCell(units, **options)
+    return GRUCell(units, reset_after=name != GRU_BEFORE, **options)

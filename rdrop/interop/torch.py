@@ -4,8 +4,10 @@ Checked with PyTorch 2.13, torch/nn/modules/rnn.py.
 """
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,7 +17,7 @@ from rdrop.interop.ported import Layer, Ported, cells_of, layer_of, port, stack
 
 MODULES = ("LSTM", "GRU", "RNN")
 # In the order of `Arrays`.
-NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 
 def from_torch(source: Any, prefix: str = "") -> Ported:
@@ -36,13 +38,15 @@ def from_torch(source: Any, prefix: str = "") -> Ported:
 
     Raises:
         TypeError: `source` is another module.
-        ValueError: names are missing, or there are projections or a nonlinearity other
-            than tanh.
+        ValueError: names are missing.
     """
     if isinstance(source, Mapping):
         return _of_state(source, prefix)
     _check_module(source, prefix)
-    ported = _of_state(source.state_dict(), "", time_major=not source.batch_first)
+    function = getattr(source, "nonlinearity", "tanh")
+    options = {"activation": jax.nn.relu} if function == "relu" else {}
+    state, time_major = source.state_dict(), not source.batch_first
+    ported = _of_state(state, "", time_major, options)
     if not source.dropout or source.num_layers == 1:
         return ported
     return ported._replace(dropout=presets.torch(source.dropout, source.num_layers))
@@ -81,13 +85,20 @@ def to_torch(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         for depth, each in enumerate(layers)
         for suffix, weights in zip(("", "_reverse"), cells_of(each), strict=False)
         for name, array in zip(NAMES, write(TORCH, weights), strict=True)
+        if array is not None
     }
 
 
 def _of_state(
-    state: Mapping[str, Any], prefix: str, time_major: bool = False
+    state: Mapping[str, Any],
+    prefix: str,
+    time_major: bool = False,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Ported:
-    layers = [port(layer, time_major=time_major) for layer in _layers(state, prefix)]
+    layers = [
+        port(layer, time_major=time_major, options=[options] * 2)
+        for layer in _layers(state, prefix)
+    ]
     if not layers:
         end = "weight_ih_l0"
         found = sorted(name.removesuffix(end) for name in state if name.endswith(end))
@@ -112,16 +123,13 @@ def _layers(state: Mapping[str, Any], prefix: str) -> Iterator[Layer]:
 
 
 def _weights(state: Mapping[str, Any], prefix: str, place: str) -> Weights:
-    if (projection := f"{prefix}weight_hr{place}") in state:
-        raise ValueError(
-            f"`source` must not have a projection (`proj_size`), got {projection}."
-        )
     names = [f"{prefix}{name}{place}" for name in NAMES]
-    has_biases = any(name in state for name in names[2:])
-    names = names if has_biases else names[:2]
-    if missing := [name for name in names if name not in state]:
+    needed = names[:4] if any(name in state for name in names[2:4]) else names[:2]
+    if missing := [name for name in needed if name not in state]:
         raise ValueError(f"`source` lacks {' and '.join(missing)}.")
-    return read(TORCH, Arrays(*(_array(state[name]) for name in names)))
+    kernels = (_array(state[name]) for name in names[:2])
+    others = (_array(state[name]) if name in state else None for name in names[2:])
+    return read(TORCH, Arrays(*kernels, *others))
 
 
 def _array(tensor: Any) -> Array:
@@ -143,15 +151,12 @@ def _check_module(module: Any, prefix: str) -> None:
         )
     if prefix:
         raise ValueError(f'`prefix` must be "" for a module, got {prefix!r}.')
-    nonlinearity = getattr(module, "nonlinearity", "tanh")
-    if nonlinearity != "tanh":
-        raise ValueError(f'`nonlinearity` must be "tanh", got {nonlinearity!r}.')
 
 
 def _check_alike(layers: list[Layer]) -> None:
     """Raises unless the layers can form one PyTorch module."""
     kinds = [
-        [(name_of(cell), len(cell["recurrent_kernel"])) for cell in cells_of(layer)]
+        [(name_of(cell), *cell["recurrent_kernel"].shape) for cell in cells_of(layer)]
         for layer in layers
     ]
     if any(kind != [kinds[0][0]] * len(kinds[0]) for kind in kinds):

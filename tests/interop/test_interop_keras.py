@@ -30,6 +30,7 @@ from interop_cases import (
 
 import rdrop
 from rdrop import interop, presets
+from rdrop.interop.keras import FUNCTIONS, functions_of
 from rdrop.interop.layouts import LAYOUTS
 
 keras = pytest.importorskip("keras")
@@ -238,17 +239,38 @@ def test_a_port_runs_with_its_dropout(rng):
     assert difference[UNITS:].max() > 0.01
 
 
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_activations_of_keras_are_those_of_jax(rng, name):
+    xs = jnp.asarray(rng.normal(size=(3, 4)) * 3, jnp.float32)
+    theirs = keras.activations.get(None if name == "None" else name)
+    (ours,) = functions_of(
+        {"activation": name, "recurrent_activation": "sigmoid"}
+    ).values() or (jnp.tanh,)
+    np.testing.assert_allclose(ours(xs), theirs(xs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@each_case
+def test_activations_and_missing_biases_are_ported(rng, case, use_bias):
+    options = {"activation": "elu", "use_bias": use_bias}
+    if case.theirs != "SimpleRNN":
+        options["recurrent_activation"] = "hard_sigmoid"
+    layer = built(case.layer(**options))
+    randomise(rng, [layer])
+    assert_same_outputs(rng, [layer])
+
+
 @pytest.mark.parametrize(
     ("layer", "error", "match"),
     [
         (lambda: L.LSTM(3), ValueError, "`layer` must be built, got 'lstm"),
         (
-            lambda: L.LSTM(3, activation="relu"), ValueError,
-            "`activation` must be tanh in rdrop, got relu",
+            lambda: L.LSTM(3, activation="gelu"), ValueError,
+            "`activation` must be one of tanh, .*, got gelu",
         ),
         (
-            lambda: L.GRU(3, recurrent_activation="hard_sigmoid"), ValueError,
-            "`recurrent_activation` must be sigmoid in rdrop, got hard_sigmoid",
+            lambda: L.GRU(3, recurrent_activation="hard_tanh"), ValueError,
+            "`recurrent_activation` must be one of .*, got hard_tanh",
         ),
         (lambda: L.GRU(3, dropout=1.0), ValueError, r"`dropout` .* in \[0, 1\), got 1"),
         (
@@ -256,7 +278,7 @@ def test_a_port_runs_with_its_dropout(rng):
             "`merge_mode` must be \"concat\", got 'sum'",
         ),
         (
-            lambda: L.Bidirectional(L.LSTM(3, activation="relu")), ValueError,
+            lambda: L.Bidirectional(L.LSTM(3, activation="gelu")), ValueError,
             "`activation` must be",
         ),
         (

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import re
 
 import chex
 import jax
@@ -166,8 +165,8 @@ def test_directions_that_differ_have_a_pair_of_dropouts():
     translation = translate_keras(layer)
     assert translation.dropout == (None, presets.keras(0.4))
     assert "backward_layer.dropout" in translation.notes
-    assert '["backward"]["bias"] = jnp' in translation.code
-    assert '["forward"]' not in translation.code
+    cells = "rdrop.LSTMCell(2), rdrop.LSTMCell(2, forget_bias=None)"
+    assert f"rdrop.Bidirectional({cells})" in translation.code
     assert defined(translation)
     assert translate_keras(layer, dropout=0.1).dropout == presets.keras(0.1)
 
@@ -243,16 +242,22 @@ def test_every_argument_of_keras_is_known(kind):
     [{}, {"unit_forget_bias": False}, {"use_bias": False}],
 )
 def test_biases_start_as_those_of_keras(arguments):
-    """The line of the code that sets them, run on rdrop's first biases."""
     _, params, _ = from_keras(build("LSTM", arguments))
-    code = translate_keras("LSTM", UNITS, **arguments).code
-    bias = jnp.zeros(4 * UNITS).at[UNITS : 2 * UNITS].set(1)
-    names = {"params": {"params": {"bias": bias}}, "jnp": jnp}
-    for line in re.findall(r"^params\[.*$", code, flags=re.M):
-        exec(line, names)
-    chex.assert_trees_all_equal(
-        names["params"]["params"]["bias"], params["params"]["bias"]
-    )
+    module = translate_keras("LSTM", UNITS, **arguments).module
+    started = module.init(jax.random.key(0), jnp.ones((1, 2, 3)))["params"]
+    assert ("bias" in started) == arguments.get("use_bias", True)
+    bias = started.get("bias", jnp.zeros(4 * UNITS))
+    chex.assert_trees_all_equal(bias, params["params"]["bias"])
+
+
+def test_activations_are_options_of_the_cell():
+    given = {"activation": "relu", "recurrent_activation": "hard_sigmoid"}
+    translation = translate_keras("GRU", UNITS, **given)
+    assert translation.module.cell.activation is jax.nn.relu
+    assert translation.module.cell.recurrent_activation is jax.nn.hard_sigmoid
+    options = "activation=jax.nn.relu, recurrent_activation=jax.nn.hard_sigmoid"
+    assert f"rdrop.GRUCell({UNITS}, {options})" in translation.code
+    assert defined(translation)
 
 
 @pytest.mark.slow
@@ -352,7 +357,7 @@ def test_the_account_has_each_argument():
         "`units=2`",
         "`recurrent_dropout=0.5` | site `recurrent`",
         "`kernel_regularizer=l2(l2=0.1)` | a term of your loss",
-        "`recurrent_initializer=he_normal` | built in, with the defaults",
+        "`recurrent_initializer=he_normal` | `kernel_init`, `recurrent_init`",
         "`input_shape=(5, 3)` | nothing",
         "`name=first` | nothing",
         "`trainable=False` | nothing | with False exclude",
@@ -378,9 +383,11 @@ def test_an_unknown_argument_is_named(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"activation": "relu"}, "`activation` must be tanh in rdrop, got relu"),
-        ({"activation": None}, "`activation` must be tanh in rdrop, got None"),
-        ({"recurrent_activation": "hard_sigmoid"}, "must be sigmoid .* hard_sigmoid"),
+        ({"activation": "gelu"}, "`activation` must be one of tanh, .*, got gelu"),
+        (
+            {"recurrent_activation": "hard_sigmoid", "keras": 2},
+            "must not be hard_sigmoid of Keras 2",
+        ),
         ({"dropout": 1.0}, r"`dropout` must be a number in \[0, 1\), got 1.0"),
         ({"recurrent_dropout": "0.1"}, r"`recurrent_dropout` must .* got '0.1'"),
         ({"implementation": 0}, "`implementation` must be 1 or 2, got 0"),

@@ -112,6 +112,28 @@ def test_a_module_and_its_port_compute_the_same(rng, case, shape):
     )
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_projection_and_its_port_compute_the_same(rng, both, bias):
+    module = LSTM.module(2, both, proj_size=2, bias=bias)
+    ported, xs = interop.from_torch(module), random_inputs(rng)
+    chex.assert_trees_all_close(by_rdrop(ported, xs), by_torch(module, xs), atol=1e-12)
+    state = interop.to_torch(ported.params)
+    if bias:
+        module.load_state_dict(state)
+        again = by_torch(module, xs)
+        chex.assert_trees_all_close(by_rdrop(ported, xs), again, atol=1e-12)
+    with pytest.raises(ValueError, match="have a projection, which Keras lacks"):
+        interop.to_keras(ported.params)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_rectified_module_and_its_port_compute_the_same(rng, layers):
+    module = SIMPLE.module(layers, True, nonlinearity="relu")
+    ported, xs = interop.from_torch(module), random_inputs(rng)
+    chex.assert_trees_all_close(by_rdrop(ported, xs), by_torch(module, xs), atol=1e-12)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("both", [False, True])
 @each_case
@@ -201,14 +223,6 @@ def lstm_state(**changes):
 @pytest.mark.parametrize(
     ("source", "prefix", "error", "match"),
     [
-        (
-            lambda: SIMPLE.module(nonlinearity="relu"), "", ValueError,
-            "`nonlinearity` must be \"tanh\", got 'relu'",
-        ),
-        (
-            lambda: torch.nn.LSTM(3, 4, proj_size=2), "", ValueError,
-            "must not have a projection .*got weight_hr_l0",
-        ),
         (lambda: torch.nn.Linear(3, 4), "", TypeError, "or a state_dict, got Linear"),
         (LSTM.module, "a.", ValueError, "`prefix` must be \"\" .*got 'a.'"),
         (lstm_state, "a.", ValueError, r"one of \[''\], got 'a.'"),
