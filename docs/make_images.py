@@ -68,12 +68,11 @@ def draw_papers() -> Figure:
     figure = Figure(figsize=(3.1 * COLUMNS, 2.5 * height), layout="constrained")
     panels = figure.subplots(height, COLUMNS, squeeze=False).ravel()
     for axes, (path, paper, result) in zip(panels, rows, strict=False):
-        for curve in result["curves"]:
+        kept = (result["curves"], result["valid"], result["test"])
+        for curve, valid, test in zip(*kept, strict=True):
             axes.plot(range(1, len(curve) + 1), curve, color="tab:blue", lw=1)
-        last = max(map(len, result["curves"]))
-        axes.plot(
-            [last] * len(result["test"]), result["test"], "o", ms=4, color="tab:red"
-        )
+            epoch = 1 + np.nanargmin(np.abs(np.array(curve, float) - valid))
+            axes.plot(epoch, test, "o", ms=4, color="tab:red")
         if paper.test:
             axes.axhline(paper.test, color="tab:red", ls="--", lw=1)
         low = min(*result["test"], *result["valid"], paper.test or np.inf)
