@@ -17,6 +17,7 @@ from rdrop.linen import (
 )
 from rdrop.noise import (
     Bernoulli,
+    Block,
     Concrete,
     Drift,
     DropConnect,
@@ -37,6 +38,7 @@ __all__ = [
     "RNN",
     "Bernoulli",
     "Bidirectional",
+    "Block",
     "Cell",
     "Concrete",
     "Drift",

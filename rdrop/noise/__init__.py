@@ -26,7 +26,7 @@ from rdrop.noise.kinds import (
     NoiseKind,
     Zoneout,
 )
-from rdrop.noise.lifetime import LIFETIMES, Drift
+from rdrop.noise.lifetime import LIFETIMES, Block, Drift
 from rdrop.noise.node import check
 from rdrop.noise.rates import Rate, ScheduledRate, Shape
 from rdrop.sites import Site
@@ -35,6 +35,7 @@ __all__ = [
     "KINDS_BY_NAME",
     "LIFETIMES",
     "Bernoulli",
+    "Block",
     "Concrete",
     "Drift",
     "DropConnect",

@@ -21,7 +21,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from rdrop.noise.lifetime import Drift
+from rdrop.noise.lifetime import Block, Drift
 from rdrop.noise.node import Node, check, one_of
 from rdrop.noise.rates import (
     Rate,
@@ -110,14 +110,15 @@ class Noise(NoiseKind):
         rate: a number, an array that broadcasts to the mask's axes (B, G, U), a tracer
             or an optax schedule. A leaf: jit, vmap and tree_map see it.
         per: lifetime: "sequence" holds one mask for all time steps [2]; "step" draws a
-            mask at each step; `Drift(p)` redraws each unit with probability p per step.
+            mask at each step; `Drift(p)` redraws each unit with probability p per step;
+            `Block(k)` draws a mask for k steps.
         gates: "shared" gives all gates one mask ("tied" in [2]); "each" one per gate.
         batch: "each" draws one mask per example; "shared" gives all examples one mask.
         units: "each" draws one number per unit; "shared" makes a mask one scalar.
     """
 
-    per: Literal["sequence", "step"] | Drift = field(
-        default="sequence", metadata=one_of("sequence", "step", other=Drift)
+    per: Literal["sequence", "step"] | Drift | Block = field(
+        default="sequence", metadata=one_of("sequence", "step", other=(Drift, Block))
     )
     gates: Literal["shared", "each"] = field(
         default="shared", metadata=one_of("shared", "each")
@@ -266,8 +267,8 @@ class Zoneout(Noise):
         TypeError: `rate` is text or a list.
     """
 
-    per: Literal["sequence", "step"] | Drift = field(
-        default="step", metadata=one_of("sequence", "step", other=Drift)
+    per: Literal["sequence", "step"] | Drift | Block = field(
+        default="step", metadata=one_of("sequence", "step", other=(Drift, Block))
     )
 
     def mask(self, variate: Float[Array, "B G U"]) -> Mix:

@@ -6,6 +6,7 @@ step t from `fold_in(key, t)`: padding or cutting a sequence changes none of its
 References:
     [1] Melis, Dyer, Blunsom. On the state of the art of evaluation in neural language
         models. ICLR 2018. arXiv:1707.05589; `DriftingDropout` in its code.
+    [2] Kaldi, issue 2244 and `GeneralDropoutComponent` (time-period): unchecked.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from rdrop.arguments import check_count
 from rdrop.noise.node import Node
 from rdrop.noise.rates import (
     Rate,
@@ -217,6 +219,47 @@ class Drift(Node):
         """The mask of some numbers, NaN if the probability is."""
         one = one_or_nan(self._chance())
         return jax.tree.map(lambda mask: mask * one, noise.mask(numbers))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One mask for each block of some steps, as Kaldi has them [2].
+
+    The blocks begin at step 0. Blocks of one step are per="step".
+
+    Attributes:
+        steps: of a block, static.
+
+    Raises:
+        ValueError: `steps` is not an integer of 1 or more.
+
+    Example:
+        >>> from rdrop import Bernoulli
+        >>> Bernoulli(0.5, per=Block(10)).per.steps
+        10
+    """
+
+    steps: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "steps", check_count("steps", self.steps))
+
+    def draw_step(self, noise, key, shape, step) -> Any:
+        """Draws a mask from the number of the step's block; see `Lifetime`."""
+        return noise.draw(fold_in(key, step // self.steps), shape)
+
+    def draw_steps(self, noise, key, shape, step, time) -> Any:
+        """Draws one mask per block, and takes that of each step; see `Lifetime`."""
+        first, most = step // self.steps, -(-time // self.steps) + 1
+        draw = jax.vmap(lambda block: noise.draw(fold_in(key, block), shape))
+        masks = draw(_steps(first, most))
+        places = _steps(step, time) // self.steps - first
+        return jax.tree.map(lambda mask: mask[places], masks)
+
+    def draw_rows(self, noise, keys, shape, rows) -> Any:
+        """Draws a mask from each row's episode and block; see `Lifetime`."""
+        return _draw_rows(noise, fold_in(keys, rows.step // self.steps), shape)
 
 
 LIFETIMES: dict[str, Lifetime] = {"sequence": PerSequence(), "step": PerStep()}

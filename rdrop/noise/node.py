@@ -18,12 +18,12 @@ from rdrop.noise.rates import ScheduledRate, Shape
 NodeT = TypeVar("NodeT", bound="Node")
 
 
-def one_of(*allowed: str, other: type | None = None) -> dict[str, Any]:
+def one_of(*allowed: str, other: tuple[type, ...] = ()) -> dict[str, Any]:
     """Returns the metadata of a dataclass field that takes one of a few static words.
 
     Args:
         allowed: the words.
-        other: type of the values that the field takes in place of a word.
+        other: types of the values that the field takes in place of a word.
     """
     return {"allowed": allowed, "other": other}
 
@@ -144,9 +144,9 @@ def _check_options(node: Node) -> None:
         value, other = getattr(node, field.name), field.metadata["other"]
         if isinstance(value, str) and value in allowed:
             continue
-        if other is None or not isinstance(value, other):
+        if not isinstance(value, other):
             words = [f'"{word}"' for word in allowed]
-            words += [f"a {other.__name__}"] if other else []
+            words += [f"a {each.__name__}" for each in other]
             raise ValueError(
                 f"`{field.name}` must be {' or '.join(words)}, got {value!r}."
             )

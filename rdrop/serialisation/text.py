@@ -31,7 +31,7 @@ import jax
 import numpy as np
 
 from rdrop.dropout import Dropout
-from rdrop.noise import KINDS_BY_NAME, Drift, ScheduledRate
+from rdrop.noise import KINDS_BY_NAME, Block, Drift, ScheduledRate
 from rdrop.sites import SITES
 
 NAMES = {kind: name for name, kind in KINDS_BY_NAME.items()}
@@ -188,6 +188,8 @@ def _table(site: str, noise: Any) -> dict[str, Any]:
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, Drift):
         return {"drift": _plain("drift", value.probability)}
+    if isinstance(value, Block):
+        return {"block": value.steps}
     if isinstance(value, ScheduledRate):
         raise ValueError(
             f"`{name}` is a schedule; resolve it with `dropout.at(step)` first."
@@ -246,11 +248,13 @@ def _options(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(name: str, value: Any) -> Any:
-    """A word or a number as it is, nested lists as a float32 array, a drift."""
+    """A word or a number as it is, nested lists as a float32 array, a lifetime."""
     if isinstance(value, str) or type(value) in (int, float):
         return value
     if name == "per" and isinstance(value, Mapping) and set(value) == {"drift"}:
         return Drift(_value("drift", value["drift"]))
+    if name == "per" and isinstance(value, Mapping) and set(value) == {"block"}:
+        return Block(value["block"])
     with contextlib.suppress(ValueError):  # raised for lists of unequal lengths
         array = np.asarray(value)
         if isinstance(value, list) and array.dtype.kind in "iuf":

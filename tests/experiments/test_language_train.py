@@ -220,7 +220,7 @@ def test_the_projection_of_a_tied_softmax_has_its_own_noise(rng):
     params = init(model, jax.random.key(0))
     tokens = jnp.asarray(rng.integers(0, V, (3, 7), np.int32))
     keys = rdrop.stream_keys(jax.random.key(1))
-    reading = model.apply(params, tokens, noise, keys)
+    reading = jax.jit(model.apply)(params, tokens, noise, keys)
     weights = jax.tree.map(np.asarray, params["params"])
     projected = np.asarray(reading.dropped @ weights["projection"])
     site = {"outputs": rdrop.Site(1, 6)}

@@ -140,9 +140,10 @@ def test_a_batch_of_one_is_summed_over_its_frames(content, tmp_path):
     config, task, data, lane = training_of(content, tmp_path, per="sequence")
     training = make_training(config, task, data)
     params = make_train(config, task, data).init(lane).full.params
+    loss = jax.jit(training.loss)
     for row, frames in enumerate([4, 8, 1]):
         one = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], data.train)
-        total, mean = training.loss(params, lane, one, lane.key)
+        total, mean = loss(params, lane, one, lane.key)
         assert float(total) == pytest.approx(frames * float(mean), rel=1e-6)
     two = jax.tree.map(lambda leaf: leaf[:2], data.train)
     total, mean = training.loss(params, lane, two, lane.key)
@@ -206,8 +207,11 @@ def test_batches_may_be_cut_to_steps_that_many_of_them_fit_into(lengths, size, s
     assert step_counts(np.array(lengths), max(lengths), size) == steps
 
 
+@pytest.mark.parametrize(
+    "steps", [(4, 8), pytest.param((1, 2, 4, 8), marks=pytest.mark.slow)]
+)
 def test_a_batch_that_is_cut_has_the_losses_and_gradients_of_the_whole(
-    content, tmp_path
+    content, tmp_path, steps
 ):
     config, task, data, lane = training_of(content, tmp_path, per="sequence")
     noise = {"dropout": {"recurrent": {"rate": 0.3}, "inputs": {"per": "step"}}}
@@ -216,12 +220,13 @@ def test_a_batch_that_is_cut_has_the_losses_and_gradients_of_the_whole(
     noisy = make_sweep(noise, "test").base
     lane = jax.tree.map(lambda leaf: leaf[0], make_lanes([noisy], data))
     training = make_training(config, task, data)
-    cut = training._replace(steps=(1, 2, 4, 8))
+    cut = training._replace(steps=steps)
     params = make_train(config, task, data).init(lane).full.params
-    for rows in ([0], [1], [2], [0, 2]):
+    whole_of, short_of = jax.jit(training.gradients), jax.jit(cut.gradients)
+    for rows in ([0], [1], [2]):
         batch = jax.tree.map(lambda leaf, rows=rows: leaf[jnp.array(rows)], data.train)
         whole, short = (
-            jax.jit(t.gradients)(params, lane, batch, lane.key) for t in (training, cut)
+            of(params, lane, batch, lane.key) for of in (whole_of, short_of)
         )
         for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(short), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -5,6 +5,7 @@ gradients to rounding. Without resets nothing changes.
 """
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -25,7 +26,6 @@ from law_cases import (
     WEIGHTS,
     each_pair,
     every_site,
-    in_each_program,
     is_reversed,
     problem_of,
     with_gradients,
@@ -33,7 +33,7 @@ from law_cases import (
 
 import rdrop
 import rdrop.nnx
-from rdrop import Bernoulli, Drift, Dropout, Zoneout
+from rdrop import Bernoulli, Block, Drift, Dropout, Zoneout
 from rdrop.keys import of_episode, rows_of
 
 RESETS = np.array(
@@ -47,6 +47,11 @@ RESETS = np.array(
 )
 AT = KEYS.replace(episode=np.array([0, 0, 5, 2]), step=np.array([7, 0, 3, 1]))
 LOOPS = ("fused", "recompute", "plain")
+
+
+def quickly_first(first, *others):
+    """Returns parameters, of which all but the first are slow."""
+    return [first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
 
 
 def episodes(row, resets=RESETS, keys=AT):
@@ -93,7 +98,7 @@ def drawing(name, kind, resets):
     return run
 
 
-@each_pair(SITES_OF, KINDS, ("lstm", "gaussian"), ("simple", "zoneout"))
+@each_pair(SITES_OF, KINDS, ("simple", "gaussian"), ("simple", "zoneout"))
 def test_masks_of_a_row_are_those_of_its_episodes(name, kind):
     drawn = drawing(name, kind, True)(AT, RESETS)
     for row in range(BATCH):
@@ -133,7 +138,7 @@ def test_drifting_masks_begin_anew_in_each_episode(probability, batch):
             np.testing.assert_array_equal(drawn[start:end, row], mine[: end - start])
 
 
-@pytest.mark.parametrize("per", ["sequence", "step", Drift(0.3)])
+@pytest.mark.parametrize("per", ["sequence", "step", Drift(0.3), Block(2)])
 def test_a_step_with_places_of_the_rows_has_the_masks_of_the_sequence(per):
     """What an actor needs: each row in its own episode and step."""
     dropout = Dropout(inputs=Bernoulli(0.5, per=per), cell_state=Zoneout(0.5, per=per))
@@ -149,10 +154,10 @@ def test_a_step_with_places_of_the_rows_has_the_masks_of_the_sequence(per):
 
 def test_without_resets_masks_are_the_same_as_ever():
     """An episode of index 0, also if it is traced or one per row."""
-    cell, sites = CELLS["lstm"], CELLS["lstm"].sites(UNITS)
+    cell, sites = CELLS["simple"], CELLS["simple"].sites(UNITS)
     dropout = every_site(cell, "bernoulli", 0.4)
-    usual = rdrop.draw(dropout, KEYS, sites, BATCH, TIME)
     traced = jax.jit(lambda keys: rdrop.draw(dropout, keys, sites, BATCH, TIME))
+    usual = traced(KEYS)
     zero = KEYS.replace(episode=jnp.int32(0), step=jnp.int32(7))
     chex.assert_trees_all_equal(traced(zero), usual)
     by_row = traced(KEYS.replace(episode=np.zeros(BATCH, np.int32)))
@@ -206,7 +211,7 @@ def by_rnn(cell, reverse, loop="fused"):
     return run
 
 
-@each_pair(CELLS, KINDS, *in_each_program, ("min_gru", "bernoulli"))
+@each_pair(CELLS, KINDS, ("lstm", "zoneout"), ("min_gru", "bernoulli"))
 def test_rnn_with_resets_is_its_definition(name, kind):
     """Values, and gradients in parameters, inputs and carry, with padding."""
     cell, reverse = CELLS[name], is_reversed(kind)
@@ -237,9 +242,14 @@ def test_blocks_of_a_long_sequence_keep_their_resets(monkeypatch, reverse):
     assert_close(found, expected, tolerance=1e-10)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("name", quickly(CELLS, "simple", "min_gru"))
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("name", "loop", "reverse"),
+    quickly(
+        itertools.product(CELLS, LOOPS, (False, True)),
+        ("simple", "fused", False),
+        ("min_gru", "fused", True),
+    ),
+)
 def test_a_row_equals_its_episodes_run_alone(name, loop, reverse):
     """From keys; values, and gradients in the inputs."""
     cell = CELLS[name]
@@ -267,26 +277,25 @@ def test_a_row_equals_its_episodes_run_alone(name, loop, reverse):
             assert_close(d_xs[row, start:end], d_alone[row, :size], 1e-10)
 
 
-@pytest.mark.parametrize("resets", [RESETS, np.zeros_like(RESETS)])
+@pytest.mark.parametrize("resets", quickly_first(RESETS, np.zeros_like(RESETS)))
 def test_two_pieces_are_one_sequence(resets):
     """Carry, step and episode are carried over."""
-    cell = CELLS["lstm"]
+    cell = CELLS["simple"]
     dropout = every_site(cell, "zoneout", 0.4)
     params, xs, carry = problem_of(cell)
     rnn = rdrop.RNN(cell)
-    whole = rnn.apply(params, xs, dropout, AT, initial_carry=carry, resets=resets)
+
+    @jax.jit
+    def run(xs, resets, keys, carry):
+        options = {"initial_carry": carry, "resets": resets}
+        return rnn.apply(params, xs, dropout, keys, **options), keys.advance(resets)
+
+    whole, _ = run(xs, resets, AT, carry)
     keys, parts = AT, []
-    for start, end in ((0, 2), (2, 3), (3, 6)):
-        carry, ys = rnn.apply(
-            params,
-            xs[:, start:end],
-            dropout,
-            keys,
-            initial_carry=carry,
-            resets=resets[:, start:end],
-        )
+    for start in (0, 3):
+        piece = slice(start, start + 3)
+        (carry, ys), keys = run(xs[:, piece], resets[:, piece], keys, carry)
         parts.append(ys)
-        keys = keys.advance(resets[:, start:end])
     assert_close((carry, jnp.concatenate(parts, axis=1)), whole, 1e-10)
     rows = rows_of(AT, jnp.asarray(resets.T), BATCH, TIME)
     np.testing.assert_array_equal(keys.step, rows.step[-1] + 1)
@@ -295,7 +304,7 @@ def test_two_pieces_are_one_sequence(resets):
 
 def test_cells_step_by_step_are_the_sequence():
     """As an actor runs it, which resets its carry where an episode begins."""
-    cell = CELLS["gru"]
+    cell = CELLS["simple"]
     dropout = every_site(cell, "bernoulli", 0.4)
     params, xs, carry = problem_of(cell)
     expected, ys = rdrop.RNN(cell).apply(

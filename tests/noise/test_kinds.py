@@ -405,7 +405,7 @@ def test_arrays_that_do_not_broadcast_are_rejected(shape):
 @pytest.mark.parametrize(
     ("kind", "option", "words"),
     [
-        (Bernoulli, "per", '"sequence" or "step" or a Drift'),
+        (Bernoulli, "per", '"sequence" or "step" or a Drift or a Block'),
         (Bernoulli, "gates", '"shared" or "each"'),
         (Bernoulli, "batch", '"each" or "shared"'),
         (Bernoulli, "units", '"each" or "shared"'),

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import serialization
 from helpers import assert_frequency, traced_once
 
 import rdrop
 from rdrop import Bernoulli, Concrete, DropConnect, Dropout, Gaussian, Mix, Zoneout
-from rdrop.noise import Drift, lifetime
+from rdrop.noise import Block, Drift, lifetime
 from rdrop.noise.lifetime import lifetime_of
 
 KEY = jax.random.key(0)
@@ -212,6 +213,51 @@ def test_masks_are_the_same_in_every_version(checksums):
     for (name, expected), drawn in zip(checksums.items(), masks, strict=True):
         bits = np.packbits(np.asarray(drawn) > 0.5).tobytes()
         assert zlib.crc32(bits) == expected, name
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("kind", ["Bernoulli", "Gaussian", "Concrete", "Zoneout"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 50])
+def test_a_block_has_the_mask_of_its_number(kind, steps):
+    """At any first step: in bulk, step by step, and as masks per step of blocks."""
+    make = getattr(rdrop, kind)
+    in_blocks = Dropout(hidden_state=make(0.4, per=Block(steps)))
+    per_step = Dropout(hidden_state=make(0.4, per="step"))
+
+    @jax.jit
+    def drawn(step):
+        keys = rdrop.stream_keys(KEY).replace(step=step)
+        bulk = rdrop.draw(in_blocks, keys, SITES, 3, 11).hidden_state
+        one = rdrop.draw(in_blocks, keys, SITES, 3).hidden_state
+        block = keys.replace(step=step // steps)
+        same = rdrop.draw(per_step, block, SITES, 3).hidden_state
+        return bulk, one, same
+
+    for first in (0, 1, 5, 12):
+        bulk = drawn(jnp.int32(first))[0]
+        for t in range(11):
+            _, one, same = drawn(jnp.int32(first + t))
+            now = jax.tree.map(lambda mask, t=t: mask[t], bulk)
+            chex.assert_trees_all_close(one, now, rtol=1e-6)
+            chex.assert_trees_all_equal(one, same)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_blocks_are_static_and_checked():
+    noise = Bernoulli(0.5, per=Block(np.int64(3)))
+    assert jax.tree.leaves(noise) == [0.5]
+    assert (
+        jax.tree.map(lambda leaf: leaf, noise) == noise == Bernoulli(0.5, per=Block(3))
+    )
+    assert jax.tree.structure(noise) != jax.tree.structure(Bernoulli(0.5, per=Block(4)))
+    for steps in (0, -1, 2.5, "3"):
+        with pytest.raises(ValueError, match="`steps` must be an integer of 1 or more"):
+            Block(steps)
+    state = serialization.to_state_dict(noise)
+    assert serialization.from_state_dict(noise, state) == noise
+    assert not jax.tree.leaves(state["per"])
 
 
 # Noise as a pytree

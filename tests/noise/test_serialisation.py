@@ -14,11 +14,11 @@ import pytest
 import rdrop
 from rdrop import Bernoulli, Concrete, DropConnect, Dropout, Gaussian, Zoneout, presets
 from rdrop import serialisation as written
-from rdrop.noise import KINDS_BY_NAME, Drift
+from rdrop.noise import KINDS_BY_NAME, Block, Drift
 from rdrop.sites import SITES
 
 WORDS = {
-    "per": ("sequence", "step", Drift(0.1)),
+    "per": ("sequence", "step", Drift(0.1), Block(3)),
     "gates": ("shared", "each"),
     "batch": ("each", "shared"),
     "units": ("each", "shared"),
