@@ -171,7 +171,7 @@ def _reproduce(
     out: Path | None = None,
     keep_result: bool = False,
 ) -> int:
-    """Trains the row of a paper, evaluates it, and prints it beside what was published.
+    """Trains and evaluates the row of a paper, and compares it with the paper.
 
     `python -m experiments reproduce configs/ptb_zaremba_small.toml --data FOLDER`.
     The same command resumes an interrupted training; what is done is not repeated.
@@ -181,7 +181,7 @@ def _reproduce(
         data: the data, as the header of the config says.
         seeds: how many trainings; by default as in the config.
         out: the folder of the run; by default runs/NAME.
-        keep_result: keep the result in results/ beside the config.
+        keep_result: keep the result in results/ next to the config.
     """
     from experiments import reproduce as reproducing
 

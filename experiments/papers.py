@@ -1,8 +1,8 @@
-"""Published results: the table `[paper]` of a config, and what was measured here.
+"""Published results: the table `[paper]` of a config, and our measurements.
 
-A config that reproduces a row of a paper says in `[paper]` what was published. The
-command `reproduce` trains it, evaluates it by the paper's protocol and compares; a
-result that is kept stands in `results/` beside the config, as JSON.
+A config that reproduces a row of a paper states the published figures in `[paper]`.
+The command `reproduce` trains it, evaluates it by the paper's protocol and compares; a
+kept result is a JSON file in `results/`, next to the config.
 """
 
 import json
@@ -33,7 +33,7 @@ class Paper:
     Attributes:
         title: authors, year and arXiv number.
         row: the row of its table, in a few words.
-        source: where its figures and its recipe were read.
+        source: of its figures and of its recipe.
         kind: the kind of program that trains it.
         valid: published figure of the validation data; 0: none.
         test: of the test data; 0: none.
@@ -53,7 +53,7 @@ class Paper:
 
 @with_config({"strict": True, "extra": "forbid"})
 class Result(TypedDict):
-    """What was measured.
+    """Our measurements.
 
     Attributes:
         command: the command line.
@@ -63,7 +63,7 @@ class Result(TypedDict):
         montecarlo: the same by Monte Carlo dropout; empty if the paper has none.
         curves: of each seed, the validation figure after each epoch.
         seconds: of training, per seed.
-        device: what it ran on.
+        device: in a few words.
         versions: of Python and packages.
     """
 
@@ -80,7 +80,7 @@ class Result(TypedDict):
 
 
 class Comparison(NamedTuple):
-    """A published figure beside ours.
+    """A published figure and ours.
 
     Attributes:
         name: valid, test or montecarlo.
@@ -119,7 +119,7 @@ def read_paper(path: Path) -> Paper | None:
 
 
 def result_path(config: Path) -> Path:
-    """Returns where the result of a config is kept."""
+    """Returns the path of the kept result of a config."""
     return config.parent / "results" / f"{config.stem}.json"
 
 
@@ -144,7 +144,7 @@ def write_result(config: Path, result: dict) -> Path:
 
 
 def compare(paper: Paper, result: dict) -> list[Comparison]:
-    """Returns each published figure beside ours."""
+    """Returns each published figure with ours."""
     compared = []
     for name in ("valid", "test", "montecarlo"):
         published, ours = getattr(paper, name), np.array(result[name])
@@ -156,7 +156,7 @@ def compare(paper: Paper, result: dict) -> list[Comparison]:
 
 
 def verdict(compared: list[Comparison]) -> str:
-    """Says in words what the test figure means, or the validation figure without one.
+    """Returns a verdict on the test figure, or on the validation figure without one.
 
     Monte Carlo figures have no verdict of their own.
     """

@@ -72,7 +72,7 @@ def read_recipe(
 def reproduce(
     path: Path, paper: Paper, sweep: Sweep, kind: Kind, folder: Path, options: Options
 ) -> dict | None:
-    """Trains a row, evaluates it and prints it beside the published figures.
+    """Trains a row, evaluates it and prints it with the published figures.
 
     Finished trainings and evaluations in the folder are used again.
 
@@ -123,7 +123,7 @@ def reproduce(
 
 
 def keep_result(path: Path, result: dict) -> None:
-    """Keeps a result beside its config, for the table of all results."""
+    """Keeps a result next to its config, for the table of all results."""
     kept = write_result(path, result)
     console.print(f"Written: {kept}", style="bold", soft_wrap=True)
 
@@ -171,7 +171,7 @@ def _seconds(folder: Path) -> float:
 
 
 def _device() -> str:
-    """Returns what the run was trained on, in a few words."""
+    """Returns the device of the run, in a few words."""
     if jax.default_backend() == "cpu":
         return f"{os.cpu_count()} CPU cores"
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

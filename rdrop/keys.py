@@ -149,7 +149,7 @@ class StreamKeys(struct.PyTreeNode):
 
 
 class Rows(NamedTuple):
-    """Where the rows of a batch are in their episodes, at one step or at all steps.
+    """Places of the rows of a batch in their episodes, at one step or at all steps.
 
     Attributes:
         episode: index of the episode, int32[B] or int32[T, B].
@@ -168,7 +168,7 @@ def rows_of(
     batch: int,
     time: int | None = None,
 ) -> Rows | None:
-    """Returns where each row is; None if all rows are at the same place.
+    """Returns the place of each row; None if all rows are at the same place.
 
     Args:
         keys: step and episode of the first time step.

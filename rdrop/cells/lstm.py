@@ -69,7 +69,7 @@ class LSTM(Recurrence):
     Attributes:
         units, dtype, param_dtype: as in `Recurrence`.
         kernel_init, recurrent_init, bias_init, use_bias: as in `Recurrence`.
-        forget_bias: initial bias of the forget gate; None for that of `bias_init`.
+        forget_bias: initial bias of the forget gate; None to use `bias_init`.
         activation: of g and of c_new, in place of tanh.
         recurrent_activation: of the gates i, f, o, in place of the sigmoid.
         projection: P, the size of h and of the output; None for H.

@@ -40,14 +40,14 @@ class Recurrence:
             inputs and parameters.
         param_dtype: dtype of the parameters.
         kernel_init, recurrent_init, bias_init: initialisers of the kernels and of the
-            bias, functions of (key, shape, dtype); None are those of the cell.
+            bias, functions of (key, shape, dtype); None are the usual ones of the cell.
         use_bias: whether there is a bias.
         GATES: number of blocks of H columns in the kernels.
         INITS: the initialisers that a cell takes.
 
     Raises:
-        ValueError: `units` is not an integer of 1 or more, or the cell lacks what an
-            initialiser is for.
+        ValueError: `units` is not an integer of 1 or more, or the cell lacks the
+            parameter of an initialiser.
         TypeError: an initialiser is not a function.
     """
 

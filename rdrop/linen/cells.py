@@ -215,7 +215,7 @@ class LSTMCell(Cell):
     Attributes:
         units, dtype, param_dtype, dropout: as in `Cell`.
         kernel_init, recurrent_init, bias_init, use_bias: as in `Cell`.
-        forget_bias: initial bias of the forget gate; None for that of `bias_init`.
+        forget_bias: initial bias of the forget gate; None to use `bias_init`.
         activation: of the candidate and of the memory, in place of tanh.
         recurrent_activation: of the gates, in place of the sigmoid.
         projection: size of h and of the output (LSTMP); None for `units`.

@@ -250,7 +250,7 @@ class Block:
         return noise.draw(fold_in(key, step // self.steps), shape)
 
     def draw_steps(self, noise, key, shape, step, time) -> Any:
-        """Draws one mask per block, and takes that of each step; see `Lifetime`."""
+        """Draws one mask per block, and takes the one of each step; see `Lifetime`."""
         first, most = step // self.steps, -(-time // self.steps) + 1
         draw = jax.vmap(lambda block: noise.draw(fold_in(key, block), shape))
         masks = draw(_steps(first, most))
