@@ -1,13 +1,13 @@
-"""Recurrent PPO with dropout: the same masks in rollout and update, or fresh ones.
+"""Recurrent PPO with dropout: the masks of the rollout in the update, or fresh ones.
 
 PPO weighs each action by the ratio of its probability under the new and the old policy.
-Before the first gradient step the two are one policy, and the ratio is 1. With naive
+Before the first gradient step both are the same policy, and the ratio is 1. With naive
 dropout it is not, because the update draws other masks than the rollout did. With
-consistent dropout [1] it is. Here no mask is stored for that: the masks are a function
-of (key, episode, step), and the update draws them again from the same three.
+consistent dropout [1] it is. No mask is stored for that: a mask is a function of
+(key, episode, step), and the update draws it again from the same three.
 
-Two tasks need memory: naming the symbol seen some steps ago, and balancing a pole
-without seeing velocities. All rates and seeds of a task are trained in one program.
+Two tasks need memory: to name the symbol seen two steps ago, and to balance a pole
+without seeing velocities. One program trains all rates and seeds of a task.
 
     python -m examples.recurrent_ppo
 
@@ -16,6 +16,9 @@ without seeing velocities. All rates and seeds of a task are trained in one prog
 """
 
 import argparse
+import itertools
+import math
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,44 +30,45 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
+from matplotlib.figure import Figure
 
 import rdrop
 
 KINDS = ("consistent", "naive")
+DISCOUNT, TRACE, CLIP, VALUE, ENTROPY = 0.99, 0.95, 0.2, 0.5, 0.01
+OPTIMISER = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-3, eps=1e-5))
+COLOURS = ("#222222", "#2a9d5c", "#8e44ad", "#c0392b", "#1f6fb4", "#e07b1a")
 
 
 class Task(NamedTuple):
-    """A game that hides a part of its state."""
+    """A game that hides part of its state; returns lie in [0, 1]."""
 
     actions: int
+    length: int  # of an episode, at most
     reset: Callable[..., Any]  # key -> state
-    step: Callable[..., Any]  # (state, action, key) -> (state, reward, done)
+    step: Callable[..., Any]  # (state, action, key) -> (state, reward, whether it ends)
     observe: Callable[..., Any]  # state -> [D]
 
 
 class Settings(NamedTuple):
-    """The sizes of PPO; a minibatch is one group of environments."""
+    """The sizes of a run; each group of environments is a minibatch."""
 
     updates: int = 100
-    units: int = 64
-    groups: int = 4
-    rows: int = 8  # environments in a group
-    steps: int = 64  # of a rollout
+    every: int = 5  # updates, then an evaluation
     epochs: int = 4
-    learning_rate: float = 1e-3
-    discount: float = 0.99
-    trace: float = 0.95  # lambda of generalised advantage estimation
-    clip: float = 0.2
-    entropy: float = 0.01
-    value: float = 0.5
-    per: str = "sequence"  # lifetime of a mask: the episode, or the "step"
+    groups: int = 4
+    rows: int = 8  # environments of a group
+    steps: int = 64  # of a rollout
+    units: int = 64
+    per: str = "sequence"  # masks are held over an episode; or drawn per "step"
 
 
-def repeat_previous(delay: int = 4, symbols: int = 4, length: int = 32) -> Task:
+def repeat_previous(delay: int = 2, symbols: int = 4, length: int = 32) -> Task:
     """Name the symbol seen `delay` steps ago; the return is the share named right."""
 
     def reset(key):
-        seen = jnp.zeros(delay + 1, jnp.int32)  # the newest first
+        seen = jnp.zeros(delay + 1, jnp.int32)  # the newest symbol first
         return seen.at[0].set(jax.random.randint(key, (), 0, symbols)), 0
 
     def step(state, action, key):
@@ -77,33 +81,33 @@ def repeat_previous(delay: int = 4, symbols: int = 4, length: int = 32) -> Task:
     def observe(state):
         return jax.nn.one_hot(state[0][0], symbols)
 
-    return Task(symbols, reset, step, observe)
+    return Task(symbols, length, reset, step, observe)
 
 
 def masked_cart_pole(length: int = 200) -> Task:
-    """Balance a pole on a cart, seeing its position and angle but no velocity.
+    """Balance a pole on a cart; the return is the share of `length` steps survived.
 
-    The equations of Barto, Sutton and Anderson (1983), in Euler steps of 20 ms.
+    The cart of Barto, Sutton and Anderson (1983) without friction, in Euler steps of
+    20 ms. Position and angle are observed, velocities are not.
     """
 
     def reset(key):
         return jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05), 0
 
     def step(state, action, key):
-        (x, v, angle, spin), now = state
+        (_, speed, angle, spin), now = state
         sin, cos = jnp.sin(angle), jnp.cos(angle)
         push = (jnp.where(action == 1, 10.0, -10.0) + 0.05 * spin**2 * sin) / 1.1
         turn = (9.8 * sin - cos * push) / (0.5 * (4 / 3 - 0.1 * cos**2 / 1.1))
-        pull = push - 0.05 * turn * cos / 1.1
-        slopes = jnp.stack([v, pull, spin, turn])
-        x, v, angle, spin = new = jnp.stack([x, v, angle, spin]) + 0.02 * slopes
-        fell = (abs(x) > 2.4) | (abs(angle) > np.pi / 15)
-        return (new, now + 1), jnp.float32(1 / length), fell | (now + 1 == length)
+        slopes = jnp.stack([speed, push - 0.05 * turn * cos / 1.1, spin, turn])
+        new = state[0] + 0.02 * slopes
+        falls = (abs(new[0]) > 2.4) | (abs(new[2]) > np.pi / 15)
+        return (new, now + 1), jnp.float32(1 / length), falls | (now + 1 == length)
 
     def observe(state):
         return state[0][::2] * jnp.array([2.0, 20.0])
 
-    return Task(2, reset, step, observe)
+    return Task(2, length, reset, step, observe)
 
 
 TASKS = {"repeat_previous": repeat_previous, "masked_cart_pole": masked_cart_pole}
@@ -123,249 +127,310 @@ class Network(nn.Module):
         self.policy = nn.Dense(self.actions, kernel_init=nn.initializers.normal(0.01))
         self.critic = nn.Dense(1)
 
-    def __call__(self, xs, dropout, keys, carry, resets):
-        """Runs over a rollout, xs [T, B, D]; returns logits [T, B, A], values."""
+    def __call__(self, xs, dropout=None, keys=None, carry=None, resets=None):
+        """Runs over a rollout [T, B, D]; returns logits and values."""
         hs = nn.tanh(self.encoder(xs))
         _, ys = self.rnn(hs, dropout, keys, initial_carry=carry, resets=resets)
         return self.policy(ys), self.critic(ys)[..., 0]
 
     def step(self, x, dropout, keys, carry):
-        """Runs one step, x [B, D]; returns the carry, logits [B, A] and values."""
+        """Runs one step [B, D]; returns the carry, logits and values."""
         carry, y = self.cell(carry, nn.tanh(self.encoder(x)), dropout, keys)
         return carry, self.policy(y), self.critic(y)[..., 0]
 
 
 class Actor(NamedTuple):
-    """A group of environments and the memory of the network in them; a row in each."""
+    """A group of environments, and the memory of the network in each of its rows."""
 
-    keys: rdrop.StreamKeys  # with `step` and `episode` of each row
-    carry: Any  # [B, H]
-    begins: Any  # bool[B], whether an episode begins at this step
+    keys: rdrop.StreamKeys  # with `step` and `episode`, int32[B]
+    carry: jax.Array  # [B, H]
+    resets: jax.Array  # bool[B], whether an episode begins
     states: Any
-    running: Any  # [B], the return so far
-    returned: Any  # [B], the return of the last whole episode
 
 
-class Path(NamedTuple):
-    """What a group did in a rollout, each [T, B]."""
+class Rollout(NamedTuple):
+    """The actor before a rollout, and its course: [T, B], observations [T, B, D]."""
 
-    observations: Any  # [T, B, D]
-    begins: Any
-    actions: Any
-    log_probs: Any
-    values: Any
-    rewards: Any
-    ends: Any
+    actor: Actor
+    observations: jax.Array
+    resets: jax.Array
+    actions: jax.Array
+    log_probs: jax.Array  # as the actor computed them, step by step
+    values: jax.Array
+    rewards: jax.Array
+    ends: jax.Array
+    advantages: jax.Array
 
 
 class Learner(NamedTuple):
-    """Everything that a lane carries from update to update."""
+    """The values that are carried from update to update."""
 
     params: Any
-    optimiser: Any
+    moments: Any  # of the optimiser
     actors: Actor  # [G, ...]
-    key: Any
-    updates: Any
+    key: jax.Array
+    updates: jax.Array | int
 
 
 class Report(NamedTuple):
-    """Of one update; the ratio is measured before the parameters have changed."""
+    """Measurements of one update, before it changes any parameter."""
 
-    returned: Any  # mean of the last whole episodes
-    ratio: Any  # [T, B], of the first minibatch of the first epoch
-    rounding: Any  # largest difference of log-probabilities, actor and loop
+    ratio: jax.Array  # [T, B], of the first minibatch
+    rounding: jax.Array  # largest difference of log-probabilities, actor and layer
 
 
 class PPO(NamedTuple):
-    """Proximal policy optimisation of one task, with one kind of dropout."""
+    """Proximal policy optimisation of a task, with one kind of dropout."""
 
     task: Task
     settings: Settings
     kind: str
 
     @property
-    def network(self):
-        """The network; its parameters are an argument of all methods."""
+    def network(self) -> Network:
+        """The network, without parameters."""
         return Network(self.task.actions, self.settings.units)
 
-    @property
-    def optimiser(self):
-        """Adam, with the norm of the gradient clipped."""
-        adam = optax.adam(self.settings.learning_rate, eps=1e-5)
-        return optax.chain(optax.clip_by_global_norm(0.5), adam)
-
     def dropout(self, rate) -> rdrop.Dropout:
-        """Noise on the inputs, the state and the outputs of the recurrent layer."""
+        """Noise on the inputs, the state and the outputs of the GRU."""
         noise = rdrop.Bernoulli(rate, per=self.settings.per)
         return rdrop.Dropout(inputs=noise, recurrent=noise, outputs=noise)
 
     def init(self, seed) -> Learner:
-        """A new network, in environments that begin."""
+        """A new network, and environments in their first episode."""
         key = jax.random.key(seed)
         actors = jax.vmap(self.begin)(jax.random.split(key, self.settings.groups))
-        first = jax.tree.map(lambda leaf: leaf[0], actors)
-        xs = jax.vmap(self.task.observe)(first.states)[None]
-        params = self.network.init(
-            key, xs, None, None, first.carry, first.begins[None]
-        )
-        return Learner(params, self.optimiser.init(params), actors, key, 0)
+        params = self.network.init(key, jax.vmap(self.observe)(actors))
+        return Learner(params, OPTIMISER.init(params), actors, key, 0)
 
     def begin(self, key) -> Actor:
-        """A group of environments that begin, with a key for its masks."""
+        """A group in its first episode; its masks are drawn from `key` forever."""
         rows = self.settings.rows
-        masks, states = jax.random.split(key)
         zeros = jnp.zeros(rows, jnp.int32)
-        return Actor(
-            rdrop.stream_keys(masks).replace(step=zeros, episode=zeros),
-            jnp.zeros((rows, self.settings.units)),
-            jnp.zeros(rows, bool),
-            jax.vmap(self.task.reset)(jax.random.split(states, rows)),
-            jnp.zeros(rows),
-            jnp.zeros(rows),
-        )
+        keys = rdrop.stream_keys(key).replace(step=zeros, episode=zeros)
+        states = jax.vmap(self.task.reset)(jax.random.split(key, rows))
+        return Actor(keys, jnp.zeros((rows, self.settings.units)), zeros > 0, states)
+
+    def observe(self, actor) -> jax.Array:
+        """The observations of a group, [B, D]."""
+        return jax.vmap(self.task.observe)(actor.states)
 
     def act(self, params, dropout, actor):
-        """Runs one step of the network; returns the actor, logits and values."""
-        begins, keys = actor.begins, actor.keys
-        keys = keys.replace(
-            step=jnp.where(begins, 0, keys.step), episode=keys.episode + begins
-        )
-        carry = jnp.where(begins[:, None], 0, actor.carry)
-        x = jax.vmap(self.task.observe)(actor.states)
-        carry, logits, values = self.network.apply(
-            params, x, dropout, keys, carry, method="step"
-        )
-        return actor._replace(keys=keys, carry=carry), logits, values
+        """Runs one step of the network; returns its keys, carry, logits and values."""
+        keys, resets = actor.keys, actor.resets
+        step, episode = jnp.where(resets, 0, keys.step), keys.episode + resets
+        keys = keys.replace(step=step, episode=episode)
+        carry = jnp.where(resets[:, None], 0, actor.carry)
+        arguments = (self.observe(actor), dropout, keys, carry)
+        return keys, *self.network.apply(params, *arguments, method="step")
 
-    def play(self, params, dropout, actor, key):
-        """Plays a rollout with a group; returns the actor after it, and the path."""
+    def play(self, params, dropout, actor, key, steps) -> tuple[Actor, Rollout]:
+        """Plays with a group; returns the actor afterwards, and the rollout."""
 
         def step(actor, key):
-            after, logits, values = self.act(params, dropout, actor)
-            chosen, moved, new = jax.random.split(key, 3)
-            actions = jax.random.categorical(chosen, logits)
-            moved, new = (jax.random.split(k, self.settings.rows) for k in (moved, new))
-            states, rewards, ends = jax.vmap(self.task.step)(
-                actor.states, actions, moved
-            )
-            path = Path(
-                jax.vmap(self.task.observe)(actor.states),
-                actor.begins,
-                actions,
-                log_prob(logits, actions),
-                values,
-                rewards,
-                ends,
-            )
-            running = actor.running + rewards
-            after = Actor(
-                after.keys.replace(step=after.keys.step + 1),
-                after.carry,
-                ends,
-                where(ends, jax.vmap(self.task.reset)(new), states),
-                jnp.where(ends, 0, running),
-                jnp.where(ends, running, actor.returned),
-            )
-            return after, path
+            keys, carry, logits, values = self.act(params, dropout, actor)
+            choice, moves, fresh = jax.random.split(key, 3)
+            moves, fresh = (jax.random.split(k, len(carry)) for k in (moves, fresh))
+            actions = jax.random.categorical(choice, logits)
+            states, *outcome = jax.vmap(self.task.step)(actor.states, actions, moves)
+            rewards, ends = outcome
+            states = jax.vmap(where)(ends, jax.vmap(self.task.reset)(fresh), states)
+            after = Actor(keys.replace(step=keys.step + 1), carry, ends, states)
+            chosen = (actions, log_prob(logits, actions), values)
+            return after, (self.observe(actor), actor.resets, *chosen, rewards, ends)
 
-        actor, path = jax.lax.scan(
-            step, actor, jax.random.split(key, self.settings.steps)
-        )
-        return actor, path, self.act(params, dropout, actor)[2]
+        after, path = jax.lax.scan(step, actor, jax.random.split(key, steps))
+        last = self.act(params, dropout, after)[-1]
+        return after, Rollout(actor, *path, advantages(*path[-3:], last))
 
-    def advantages(self, path, last):
-        """Generalised advantage estimation [T, B]; a time limit counts as an end."""
+    def loss(self, params, dropout, keys, rollout, old):
+        """The loss, and as auxiliary values log-probabilities and ratio, [T, B].
 
-        def step(carry, inputs):
-            after, advantage = carry
-            reward, value, end = inputs
-            discount = self.settings.discount * (1 - end)
-            error = reward + discount * after - value
-            advantage = error + discount * self.settings.trace * advantage
-            return (value, advantage), advantage
-
-        inputs = (path.rewards, path.values, path.ends)
-        carry = (last, jnp.zeros_like(last))
-        return jax.lax.scan(step, carry, inputs, reverse=True)[1]
-
-    def loss(self, params, dropout, keys, carry, path, advantages, old):
-        """The loss of PPO; also log-probabilities and the ratio, [T, B].
-
-        The masks are those of the rollout if the keys are: nothing of them is stored.
+        The masks are those of the rollout if the keys are.
         """
-        logits, values = self.network.apply(
-            params, path.observations, dropout, keys, carry, path.begins
-        )
-        log_probs = log_prob(logits, path.actions)
-        ratio = jnp.exp(log_probs - old)
-        gain = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        clip = self.settings.clip
-        clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
-        policy = -jnp.minimum(ratio * gain, clipped * gain).mean()
-        error = ((values - path.values - advantages) ** 2).mean()
-        spread = -(jnp.exp(jax.nn.log_softmax(logits)) * jax.nn.log_softmax(logits))
-        loss = policy + self.settings.value * error
-        loss -= self.settings.entropy * spread.sum(axis=-1).mean()
-        return loss, (log_probs, ratio)
+        place = (dropout, keys, rollout.actor.carry, rollout.resets)
+        logits, values = self.network.apply(params, rollout.observations, *place)
+        log_probs = log_prob(logits, rollout.actions)
+        ratio, gain = jnp.exp(log_probs - old), jax.nn.standardize(rollout.advantages)
+        clipped = jnp.clip(ratio, 1 - CLIP, 1 + CLIP)
+        surrogate = jnp.minimum(ratio * gain, clipped * gain).mean()
+        error = ((values - rollout.values - rollout.advantages) ** 2).mean()
+        policy = jax.nn.log_softmax(logits)
+        entropy = -(jnp.exp(policy) * policy).sum(axis=-1).mean()
+        return VALUE * error - surrogate - ENTROPY * entropy, (log_probs, ratio)
 
     def update(self, learner, rate) -> tuple[Learner, Report]:
-        """A rollout, and epochs over its groups.
+        """Plays a rollout with each group, and learns from them.
 
-        A pass before the first epoch records the old log-probabilities and changes
-        nothing. As it is a turn of the same loop, it is the same program: equal masks
-        and parameters give bitwise equal log-probabilities. Those of the actor, which
-        runs step by step, differ by rounding.
+        Pass 0 over the groups changes nothing, and records the old log-probabilities.
+        It is a turn of the loop that learns, so that its floating-point operations are
+        the same: with equal masks and parameters the ratio is exactly 1.
         """
-        dropout, start = self.dropout(rate), learner.actors
+        dropout, epochs = self.dropout(rate), self.settings.epochs
         key = jax.random.fold_in(learner.key, learner.updates)
+        play = partial(self.play, learner.params, dropout, steps=self.settings.steps)
         keys = jax.random.split(key, self.settings.groups)
-        play = partial(self.play, learner.params, dropout)
-        actors, paths, last = jax.vmap(play)(start, keys)
-        advantages = jax.vmap(self.advantages)(paths, last)
-        optimiser = self.optimiser
+        actors, rollouts = jax.vmap(play)(learner.actors, keys)
 
-        def minibatch(state, inputs, epoch):
-            params, opt = state
-            (actor, path, advantages), old = inputs
-            keys = actor.keys
+        def minibatch(number, state, inputs):
+            (params, moments), (rollout, old) = state, inputs
+            keys = rollout.actor.keys
             if self.kind == "naive":
-                number = learner.updates * self.settings.epochs + epoch
-                keys = where(epoch > 0, keys.fold_in(number), keys)
-            gradient, (log_probs, ratio) = jax.grad(self.loss, has_aux=True)(
-                params, dropout, keys, actor.carry, path, advantages, old
-            )
-            changes, opt = optimiser.update(gradient, opt, params)
-            new = (optax.apply_updates(params, changes), opt)
-            return where(epoch > 0, new, state), (log_probs, ratio)
+                fresh = keys.fold_in(1 + learner.updates * epochs + number)
+                keys = where(number > 0, fresh, keys)
+            differentiate = jax.grad(self.loss, has_aux=True)
+            gradient, found = differentiate(params, dropout, keys, rollout, old)
+            changes, moments = OPTIMISER.update(gradient, moments, params)
+            new = (optax.apply_updates(params, changes), moments)
+            return where(number > 0, new, state), found
 
-        def one_epoch(carry, epoch):
+        def sweep(carry, number):
             state, old = carry
-            inputs = ((start, paths, advantages), old)
-            state, (log_probs, ratio) = jax.lax.scan(
-                partial(minibatch, epoch=epoch), state, inputs
-            )
-            return (state, jnp.where(epoch > 0, old, log_probs)), ratio[0]
+            turn = partial(minibatch, number)
+            state, (log_probs, ratio) = jax.lax.scan(turn, state, (rollouts, old))
+            return (state, jnp.where(number > 0, old, log_probs)), ratio[0]
 
-        carry = ((learner.params, learner.optimiser), jnp.zeros_like(paths.log_probs))
-        epochs = jnp.arange(self.settings.epochs + 1)
-        ((params, opt), old), ratio = jax.lax.scan(one_epoch, carry, epochs)
-        report = Report(
-            actors.returned.mean(), ratio[1], abs(old - paths.log_probs).max()
-        )
-        return Learner(params, opt, actors, learner.key, learner.updates + 1), report
+        carry = ((learner.params, learner.moments), jnp.zeros_like(rollouts.values))
+        (state, old), ratio = jax.lax.scan(sweep, carry, jnp.arange(epochs + 1))
+        learner = Learner(*state, actors, learner.key, learner.updates + 1)
+        return learner, Report(ratio[1], abs(old - rollouts.log_probs).max())
+
+    def advance(self, learner, rate):
+        """Updates, then evaluates; returns the learner, the reports and two returns."""
+
+        def update(learner, _):
+            return self.update(learner, rate)
+
+        learner, reports = jax.lax.scan(update, learner, length=self.settings.every)
+        noises = (self.dropout(rate), None)
+        return learner, reports, [self.evaluate(learner, noise) for noise in noises]
+
+    def evaluate(self, learner, dropout):
+        """The mean return of one episode in each environment."""
+        key = jax.random.fold_in(learner.key, -1 - learner.updates)
+        keys = jax.random.split(key, self.settings.groups)
+        play = partial(self.play, learner.params, dropout, steps=self.task.length)
+        _, rollouts = jax.vmap(lambda key: play(self.begin(key), key))(keys)
+        ended = jnp.cumsum(rollouts.ends, axis=1) - rollouts.ends
+        return jnp.where(ended, 0, rollouts.rewards).sum(axis=1).mean()
 
 
 def log_prob(logits, actions):
-    """The log-probability of actions [...], from logits [..., A]."""
-    chosen = jax.nn.log_softmax(logits)
-    return jnp.take_along_axis(chosen, actions[..., None], axis=-1)[..., 0]
+    """The log-probabilities of actions [...], from logits [..., A]."""
+    policy = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(policy, actions[..., None], axis=-1)[..., 0]
 
 
 def where(condition, yes, no):
-    """`jnp.where` of two trees; the condition is of the first axes of their leaves."""
+    """`jnp.where` of trees."""
+    return jax.tree.map(partial(jnp.where, condition), yes, no)
 
-    def choose(a, b):
-        more = (1,) * (jnp.ndim(a) - jnp.ndim(condition))
-        return jnp.where(jnp.reshape(condition, jnp.shape(condition) + more), a, b)
 
-    return jax.tree.map(choose, yes, no)
+def advantages(values, rewards, ends, last):
+    """Generalised advantage estimation, [T, B]; a time limit is an end too."""
+
+    def step(carry, inputs):
+        after, advantage = carry
+        value, reward, discount = inputs
+        advantage = reward + discount * (after + TRACE * advantage) - value
+        return (value, advantage), advantage
+
+    inputs = (values, rewards, DISCOUNT * (1 - ends))
+    return jax.lax.scan(step, (last, jnp.zeros_like(last)), inputs, reverse=True)[1]
+
+
+def train(ppo: PPO, rates, seeds, name: str):
+    """Trains all rates and seeds in one program, shared among the devices.
+
+    Returns:
+        Returns [R, S, E, 2] of E evaluations, with noise and without; and the reports
+        of all updates, [R, S, ...].
+    """
+    settings, began = ppo.settings, time.time()
+    grid = np.meshgrid(np.float32(rates), np.arange(seeds), indexing="ij")
+    mesh = jax.make_mesh((math.gcd(grid[0].size, jax.device_count()),), ("lane",))
+    lane = PartitionSpec("lane")
+    rate, seed = (jnp.asarray(axis.ravel()) for axis in grid)
+    start = (jax.jit(jax.vmap(ppo.init))(seed), rate)
+    learner, rate = jax.device_put(start, NamedSharding(mesh, lane))
+    spread = partial(jax.shard_map, mesh=mesh, out_specs=lane, check_vma=False)
+    advance, found = jax.jit(spread(jax.vmap(ppo.advance))), []
+    for updates in range(0, settings.updates, settings.every):
+        learner, reports, returns = advance(learner, rate)
+        found.append((np.stack(returns, axis=-1)[:, None], reports))
+        done, mean = updates + settings.every, found[-1][0][..., 0].mean()
+        print(f"{name}, {done:4} of {settings.updates} updates, ", end="")
+        print(f"{time.time() - began:4.0f} s, mean return {mean:.2f}", flush=True)
+    found = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *found)
+    return jax.tree.map(lambda x: x.reshape(len(rates), seeds, *x.shape[1:]), found)
+
+
+def table(rates, returns, reports) -> list[str]:
+    """A line per rate: the mean of the last fifth, its standard error over seeds."""
+    last = returns[:, :, -max(1, returns.shape[2] // 5) :].mean(axis=2)
+    mean, error = last.mean(axis=1), last.std(axis=1) / math.sqrt(last.shape[1])
+    lines = []
+    for rate, m, e, ratio, rounding in zip(
+        rates, mean, error, reports.ratio, reports.rounding, strict=True
+    ):
+        off = abs(ratio - 1)
+        lines.append(
+            f"{rate:6}{m[0]:9.3f} ± {e[0]:.3f}{m[1]:9.3f} ± {e[1]:.3f}"
+            f"{off.max():12.3g}{(off > CLIP).mean():10.1%}{rounding.max():11.1e}"
+        )
+    return lines
+
+
+def draw(panels, rates, every) -> Figure:
+    """Curves of the return with noise; a band is a standard error over seeds."""
+    tasks, kinds = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
+    size = (4.5 * len(kinds), 3 * len(tasks))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(tasks), len(kinds), squeeze=False, sharey=True)
+    for (task, kind), returns in panels.items():
+        axes = grid[tasks.index(task), kinds.index(kind)]
+        axes.set(title=f"{task}, {kind}", ylim=(0, 1), xlabel="updates")
+        axes.spines[["top", "right"]].set_visible(False)
+        updates = every * np.arange(1, returns.shape[2] + 1)
+        for rate, curves, colour in zip(rates, returns[..., 0], COLOURS, strict=False):
+            mean, error = curves.mean(axis=0), curves.std(axis=0) / len(curves) ** 0.5
+            axes.plot(updates, mean, color=colour, label=f"rate {rate}")
+            axes.fill_between(
+                updates, mean - error, mean + error, color=colour, alpha=0.2, lw=0
+            )
+    for axes in grid[:, 0]:
+        axes.set_ylabel("return with noise")
+    grid[0, 0].legend(frameon=False)
+    return figure
+
+
+def main() -> None:
+    """Trains all tasks and kinds, prints a table and draws the curves."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--rates", nargs="+", type=float, default=[0, 0.1, 0.25, 0.5])
+    parser.add_argument("--seeds", type=int, default=8, help="of each rate")
+    parser.add_argument("--updates", type=int, default=100, help="a multiple of 5")
+    parser.add_argument("--units", type=int, default=64)
+    parser.add_argument("--per", choices=("sequence", "step"), default="sequence")
+    parser.add_argument("--out", type=Path, default=Path("ppo.png"))
+    options = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    settings = Settings(options.updates, units=options.units, per=options.per)
+    panels, lines = {}, []
+    for task, kind in itertools.product(options.tasks, options.kinds):
+        ppo = PPO(TASKS[task](), settings, kind)
+        found = train(ppo, options.rates, options.seeds, f"{task}, {kind}")
+        panels[task, kind] = found[0]
+        lines += [f"{task:<17}{kind:<11}{row}" for row in table(options.rates, *found)]
+    columns = ("with noise", "without", "|ratio - 1|", "clipped", "rounding")
+    print(f"{'':<34}" + "{:>17}{:>17}{:>12}{:>10}{:>11}".format(*columns))
+    print("\n".join(lines))
+    draw(panels, options.rates, settings.every).savefig(options.out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
