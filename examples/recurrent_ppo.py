@@ -201,7 +201,7 @@ class PPO(NamedTuple):
         key = jax.random.key(seed)
         actors = jax.vmap(self.begin)(jax.random.split(key, self.settings.groups))
         params = self.network.init(key, jax.vmap(self.observe)(actors))
-        return Learner(params, OPTIMISER.init(params), actors, key, 0)
+        return Learner(params, OPTIMISER.init(params), actors, key, jnp.int32(0))
 
     def begin(self, key) -> Actor:
         """A group in its first episode; its masks are drawn from `key` forever."""
@@ -233,7 +233,7 @@ class PPO(NamedTuple):
             moves, fresh = (jax.random.split(k, len(carry)) for k in (moves, fresh))
             actions = jax.random.categorical(choice, logits)
             states, *outcome = jax.vmap(self.task.step)(actor.states, actions, moves)
-            rewards, ends = outcome
+            rewards, ends = outcome[0], jnp.asarray(outcome[1], bool)
             states = jax.vmap(where)(ends, jax.vmap(self.task.reset)(fresh), states)
             after = Actor(keys.replace(step=keys.step + 1), carry, ends, states)
             chosen = (actions, log_prob(logits, actions), values)
