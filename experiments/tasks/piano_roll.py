@@ -29,7 +29,7 @@ from experiments.task import Arrays, Batch, Data, Score
 NOTES = 88
 SPLITS = ("traindata", "testdata", "validdata")
 EXPECTED = (
-    "must be a .mat file with the cell arrays traindata, validdata and testdata of "
+    "a .mat file with the cell arrays traindata, validdata and testdata of "
     f"matrices [frames, {NOTES}] of zeros and ones, such as JSB_Chorales.mat"
 )
 
@@ -74,22 +74,26 @@ def _read(data: str) -> dict[str, list[np.ndarray]]:
     except (OSError, ValueError):  # no file has such a name
         found = False
     if not found:
-        raise ConfigError(f"task.data: {EXPECTED}, got {data!r}.")
+        raise ConfigError(f"task.data: must name {EXPECTED}, got {data!r}.")
     try:
         content = scipy.io.loadmat(data)
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ConfigError(f"{data}: {EXPECTED}; it cannot be read: {reason}.") from None
+        raise ConfigError(
+            f"{data}: must be {EXPECTED}; it cannot be read: {reason}."
+        ) from None
     return {name: _pieces(data, name, content) for name in SPLITS}
 
 
 def _pieces(data: str, name: str, content: dict) -> list[np.ndarray]:
     """Returns the checked matrices of a cell array."""
     if name not in content:
-        raise ConfigError(f"{data}: {EXPECTED}; {name} is missing.")
+        raise ConfigError(f"{data}: must be {EXPECTED}; {name} is missing.")
     cells = content[name]
     if cells.dtype != object or not cells.size:
-        raise ConfigError(f"{data}: {EXPECTED}; {name} is not a cell array of them.")
+        raise ConfigError(
+            f"{data}: must be {EXPECTED}; {name} is not a cell array of them."
+        )
     pieces = [np.asarray(piece) for piece in cells.ravel()]
     for number, piece in enumerate(pieces, 1):
         place = f"{data}: {name}: piece {number}"

@@ -484,7 +484,7 @@ def test_an_unknown_task_is_told_the_known_ones():
         tasks.find("imdb")
     assert str(error.value) == (
         "task.name: must be one of japanese_vowels, classify, regress, label, "
-        "characters, or the path of a .py file, got 'imdb'."
+        "characters, piano_roll, or the path of a .py file, got 'imdb'."
     )
 
 

@@ -108,7 +108,7 @@ def one(shape, value=1):
 
 @pytest.mark.parametrize("name", ["nothing.mat", "", ".", "a\0b"])
 def test_a_missing_file_is_named_with_what_is_expected(name):
-    with pytest.raises(ConfigError, match=r"task\.data: must be a \.mat file"):
+    with pytest.raises(ConfigError, match=r"task\.data: must name a \.mat file"):
         load_task(Task("piano_roll", name))
 
 

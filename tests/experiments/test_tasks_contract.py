@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.io
 
 from experiments import tasks
 from experiments.config import ConfigError
@@ -346,6 +347,11 @@ def test_builtin_tasks_keep_the_contract(tmp_path, name):
     if name == "characters":
         path = tmp_path / "my.txt"
         path.write_text("the quick brown fox " * 50)
+    if name == "piano_roll":
+        path, pieces = tmp_path / "my.mat", np.empty((1, 2), object)
+        pieces[0, :] = [np.zeros((5, 88)), np.ones((3, 88))]
+        splits = ("traindata", "validdata", "testdata")
+        scipy.io.savemat(path, dict.fromkeys(splits, pieces))
     task, data = tasks.load_task(Options(name, str(path), test=0.4, window=10))
     assert task is tasks.find(name)
     assert isinstance(data, Data)
