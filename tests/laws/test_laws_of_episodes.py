@@ -21,6 +21,7 @@ from law_cases import (
     KINDS,
     LENGTHS,
     SITES_OF,
+    SMOOTH,
     TIME,
     UNITS,
     WEIGHTS,
@@ -113,8 +114,11 @@ def test_masks_of_a_row_are_those_of_its_episodes(name, kind):
                     np.testing.assert_array_equal(whole, one)
                     continue
                 one = jnp.broadcast_to(one, (TIME, *one.shape[-3:]))
-                np.testing.assert_array_equal(
-                    whole[start:end, row], one[: end - start, row]
+                np.testing.assert_allclose(
+                    whole[start:end, row],
+                    one[: end - start, row],
+                    rtol=0,
+                    atol=1e-6 if kind in SMOOTH else 0,  # the last digit, as in law 1
                 )
 
 
