@@ -16,12 +16,12 @@ without seeing velocities. One program trains all rates and seeds of a task.
 """
 
 import argparse
-import itertools
 import math
 import os
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class Task(NamedTuple):
 class Settings(NamedTuple):
     """The sizes of a run; each group of environments is a minibatch."""
 
-    updates: int = 100
+    updates: int = 200
     every: int = 5  # updates, then an evaluation
     epochs: int = 4
     groups: int = 4
@@ -339,22 +339,23 @@ def advantages(values, rewards, ends, last):
     return jax.lax.scan(step, (last, jnp.zeros_like(last)), inputs, reverse=True)[1]
 
 
-def train(ppo: PPO, rates, seeds, name: str):
-    """Trains all rates and seeds in one program, shared among the devices.
+def train(ppo: PPO, rates, seeds: int, name: str):
+    """Trains all rates and seeds in one program, spread over the devices.
 
     Returns:
         Returns [R, S, E, 2] of E evaluations, with noise and without; and the reports
         of all updates, [R, S, ...].
     """
-    settings, began = ppo.settings, time.time()
+    settings, began, found = ppo.settings, time.time(), []
     grid = np.meshgrid(np.float32(rates), np.arange(seeds), indexing="ij")
-    mesh = jax.make_mesh((math.gcd(grid[0].size, jax.device_count()),), ("lane",))
-    lane = PartitionSpec("lane")
     rate, seed = (jnp.asarray(axis.ravel()) for axis in grid)
-    start = (jax.jit(jax.vmap(ppo.init))(seed), rate)
-    learner, rate = jax.device_put(start, NamedSharding(mesh, lane))
+    mesh = jax.make_mesh((math.gcd(rate.size, jax.device_count()),), ("lane",))
+    lane = PartitionSpec("lane")
+    # Outside `shard_map`, where the QR of orthogonal matrices may deadlock on CPUs.
+    learner = jax.jit(jax.vmap(ppo.init))(seed)
+    learner, rate = jax.device_put((learner, rate), NamedSharding(mesh, lane))
     spread = partial(jax.shard_map, mesh=mesh, out_specs=lane, check_vma=False)
-    advance, found = jax.jit(spread(jax.vmap(ppo.advance))), []
+    advance = jax.jit(spread(jax.vmap(ppo.advance)))
     for updates in range(0, settings.updates, settings.every):
         learner, reports, returns = advance(learner, rate)
         found.append((np.stack(returns, axis=-1)[:, None], reports))
@@ -365,71 +366,64 @@ def train(ppo: PPO, rates, seeds, name: str):
     return jax.tree.map(lambda x: x.reshape(len(rates), seeds, *x.shape[1:]), found)
 
 
-def table(rates, returns, reports) -> list[str]:
-    """A line per rate: the mean of the last fifth, its standard error over seeds."""
-    last = returns[:, :, -max(1, returns.shape[2] // 5) :].mean(axis=2)
-    mean, error = last.mean(axis=1), last.std(axis=1) / math.sqrt(last.shape[1])
-    lines = []
-    for rate, m, e, ratio, rounding in zip(
-        rates, mean, error, reports.ratio, reports.rounding, strict=True
-    ):
-        off = abs(ratio - 1)
-        lines.append(
-            f"{rate:6}{m[0]:9.3f} ± {e[0]:.3f}{m[1]:9.3f} ± {e[1]:.3f}"
-            f"{off.max():12.3g}{(off > CLIP).mean():10.1%}{rounding.max():11.1e}"
-        )
-    return lines
+def over_seeds(values):
+    """The mean over seeds [S, ...], and its standard error."""
+    few = len(values) < 2
+    return values.mean(axis=0), values.std(axis=0, ddof=not few) / len(values) ** 0.5
 
 
-def draw(panels, rates, every) -> Figure:
-    """Curves of the return with noise; a band is a standard error over seeds."""
-    tasks, kinds = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
-    size = (4.5 * len(kinds), 3 * len(tasks))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(tasks), len(kinds), squeeze=False, sharey=True)
-    for (task, kind), returns in panels.items():
-        axes = grid[tasks.index(task), kinds.index(kind)]
-        axes.set(title=f"{task}, {kind}", ylim=(0, 1), xlabel="updates")
-        axes.spines[["top", "right"]].set_visible(False)
-        updates = every * np.arange(1, returns.shape[2] + 1)
-        for rate, curves, colour in zip(rates, returns[..., 0], COLOURS, strict=False):
-            mean, error = curves.mean(axis=0), curves.std(axis=0) / len(curves) ** 0.5
-            axes.plot(updates, mean, color=colour, label=f"rate {rate}")
-            axes.fill_between(
-                updates, mean - error, mean + error, color=colour, alpha=0.2, lw=0
-            )
-    for axes in grid[:, 0]:
-        axes.set_ylabel("return with noise")
-    grid[0, 0].legend(frameon=False)
-    return figure
+def row(rate, returns, reports) -> str:
+    """The line of a rate: returns of the last fifth, and the ratios of all updates."""
+    late = returns[:, -max(1, returns.shape[1] // 5) :].mean(axis=1)
+    (noisy, quiet), (noisy_error, quiet_error) = over_seeds(late)
+    line = f"{rate:6}{noisy:9.3f} ± {noisy_error:.3f}{quiet:9.3f} ± {quiet_error:.3f}"
+    off = abs(reports.ratio - 1)
+    line += f"{off.max():12.3g}{(off > CLIP).mean():10.1%}"
+    return f"{line}{reports.rounding.max():11.1e}"
+
+
+def draw(axes, title: str, rates, returns, every: int) -> None:
+    """Curves of the return with noise; a band is a standard error to both sides."""
+    axes.set(title=title, ylim=(0, 1), xlabel="updates", ylabel="return with noise")
+    axes.spines[["top", "right"]].set_visible(False)
+    updates = every * np.arange(1, returns.shape[2] + 1)
+    for rate, curves, colour in zip(rates, returns[..., 0], COLOURS, strict=False):
+        mean, error = over_seeds(curves)
+        axes.plot(updates, mean, color=colour, label=f"rate {rate:g}")
+        band = (mean - error, mean + error)
+        axes.fill_between(updates, *band, color=colour, alpha=0.2, lw=0)
 
 
 def main() -> None:
-    """Trains all tasks and kinds, prints a table and draws the curves."""
+    """Trains all tasks and kinds, draws the curves and prints a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--rates", nargs="+", type=float, default=[0, 0.1, 0.25, 0.5])
     parser.add_argument("--seeds", type=int, default=8, help="of each rate")
-    parser.add_argument("--updates", type=int, default=100, help="a multiple of 5")
-    parser.add_argument("--units", type=int, default=64)
+    parser.add_argument("--updates", type=int, default=200, help="rounded up to fives")
     parser.add_argument("--per", choices=("sequence", "step"), default="sequence")
     parser.add_argument("--out", type=Path, default=Path("ppo.png"))
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    settings = Settings(options.updates, units=options.units, per=options.per)
-    panels, lines = {}, []
-    for task, kind in itertools.product(options.tasks, options.kinds):
-        ppo = PPO(TASKS[task](), settings, kind)
-        found = train(ppo, options.rates, options.seeds, f"{task}, {kind}")
-        panels[task, kind] = found[0]
-        lines += [f"{task:<17}{kind:<11}{row}" for row in table(options.rates, *found)]
-    columns = ("with noise", "without", "|ratio - 1|", "clipped", "rounding")
-    print(f"{'':<34}" + "{:>17}{:>17}{:>12}{:>10}{:>11}".format(*columns))
+    settings = Settings(options.updates, per=options.per)
+    figure = Figure(figsize=(9, 3 * len(options.tasks)), layout="constrained")
+    grid = figure.subplots(len(options.tasks), 2, squeeze=False)
+    titles = ("with noise", "without", "|ratio - 1|", "clipped", "rounding")
+    lines = [" " * 36 + "{:>17}{:>17}{:>12}{:>10}{:>11}".format(*titles)]
+    for axes, (task, kind) in zip(
+        grid.flat, product(options.tasks, KINDS), strict=True
+    ):
+        name, ppo = f"{task}, {kind}", PPO(TASKS[task](), settings, kind)
+        returns, reports = train(ppo, options.rates, options.seeds, name)
+        draw(axes, name, options.rates, returns, settings.every)
+        for index, rate in enumerate(options.rates):
+            of_rate = Report(*(leaf[index] for leaf in reports))
+            lines.append(f"{name:<30}{row(rate, returns[index], of_rate)}")
+    grid[0, 0].legend(frameon=False)
+    figure.savefig(options.out, dpi=110)
     print("\n".join(lines))
-    draw(panels, options.rates, settings.every).savefig(options.out, dpi=110)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from rdrop.penalties import (
     r_drop,
     temporal_activation_regulariser,
 )
+from rdrop.wrapping import wrap
 
 __all__ = [
     "RNN",
@@ -71,5 +72,6 @@ __all__ = [
     "sites",
     "stream_keys",
     "temporal_activation_regulariser",
+    "wrap",
 ]
 __version__ = "0.2.0.dev0"

@@ -19,7 +19,7 @@ FLOORS = (
     {"cells", "presets", "serialisation", "calibration"},
     {"loops", "plot"},
     {"linen"},
-    {"nnx"},
+    {"nnx", "wrapping"},
     {"interop"},
 )
 WITHOUT_FLAX = ("cells", "loops", "sites", "lengths")

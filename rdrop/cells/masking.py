@@ -30,6 +30,23 @@ def drop_weights(weights: Weights, masks: Masks) -> Weights:
     return dropped
 
 
+def project(
+    weights: Weights, x: Float[Array, "*batch D"], mask: Float[Array, "..."] | None
+) -> Float[Array, "*batch GH"]:
+    """Returns (m_x * x) W, without the bias, of one step or of all steps."""
+    kernel = weights["kernel"]
+    return masked_matmul(x.astype(kernel.dtype), mask, kernel)
+
+
+def with_bias(
+    weights: Weights, z: Float[Array, "*batch GH"]
+) -> Float[Array, "*batch GH"]:
+    """Adds the bias of a cell to projected inputs, if the cell has one."""
+    if "bias" not in weights:
+        return z
+    return z + weights["bias"].reshape((1,) * (z.ndim - 1) + (-1,))
+
+
 def masked_matmul(
     x: Float[Array, "*batch D"],
     mask: Float[Array, "..."] | None,

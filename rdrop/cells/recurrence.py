@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from rdrop.advice import describe
 from rdrop.arguments import check_count
-from rdrop.cells.masking import Weights
+from rdrop.cells.masking import Weights, drop_weights, project, with_bias
 from rdrop.cells.tape import Tape
 from rdrop.dropout import Masks
 from rdrop.sites import Site
@@ -116,6 +116,19 @@ class Recurrence:
     def initial_carry(self, *batch: int) -> Carry:
         """Returns the carry before the first step: h of zeros, [*batch, H]."""
         return jnp.zeros((*batch, self.width), self.dtype or self.param_dtype)
+
+    def drop(self, weights: Weights, masks: Masks) -> Weights:
+        """Returns the parameters with the masks of kernels applied."""
+        return drop_weights(weights, masks)
+
+    def project(
+        self,
+        weights: Weights,
+        x: Float[Array, "*batch D"],
+        mask: Float[Array, "..."] | None,
+    ) -> Float[Array, "*batch GH"]:
+        """Returns (m_x * x) W + b, of one step or of all."""
+        return with_bias(weights, project(weights, x, mask))
 
     def step(
         self,

@@ -14,8 +14,6 @@ from rdrop.loops.sequences import (
     align,
     merge,
     per_step,
-    project,
-    with_bias,
 )
 
 
@@ -30,7 +28,7 @@ def associative(
     xs, masks, valid, resets = sequences
     if order.time(xs) == 0:
         return carry, jnp.zeros((*xs.shape[:-1], cell.units), carry.dtype)
-    zs = with_bias(weights, project(weights, xs, align(masks.inputs, order.axis)))
+    zs = cell.project(weights, xs, align(masks.inputs, order.axis))
     zs = zs.astype(carry.dtype).swapaxes(0, order.axis)
 
     def affine(masks_t, z):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdrop.cells import Recurrence, Weights
-from rdrop.cells.masking import masked_operands
+from rdrop.cells.masking import masked_operands, project, with_bias
 from rdrop.cells.recurrence import Carry, widened
 from rdrop.loops.buffer import buffers_like, put, take
 from rdrop.loops.forwards import Example, example_of, find_like
@@ -35,8 +35,6 @@ from rdrop.loops.sequences import (
     merge,
     pass_padding,
     per_step,
-    project,
-    with_bias,
 )
 
 # Up to this size a kernel is transposed once, before the loop: on CPU a product is a

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdrop.cells import Recurrence, Weights
+from rdrop.cells.masking import project, with_bias
 from rdrop.cells.recurrence import Carry
 from rdrop.dropout import Masks
 from rdrop.loops.buffer import buffers_like, put, take
@@ -19,9 +20,7 @@ from rdrop.loops.sequences import (
     merge,
     pass_padding,
     per_step,
-    project,
     restart,
-    with_bias,
 )
 
 

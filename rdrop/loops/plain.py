@@ -16,9 +16,7 @@ from rdrop.loops.sequences import (
     merge,
     pass_padding,
     per_step,
-    project,
     restart,
-    with_bias,
 )
 
 
@@ -49,7 +47,7 @@ def plain(
         stepped = cell.step(weights, carry, z, merge(masks, masks_t), Tape())
         return pass_padding(stepped, carry, valid_t)
 
-    zs = with_bias(weights, project(weights, xs, align(masks.inputs, order.axis)))
+    zs = cell.project(weights, xs, align(masks.inputs, order.axis))
     steps = (zs.swapaxes(0, order.axis), per_step(masks), valid, resets)
     carry, ys = jax.lax.scan(body, carry, steps, reverse=order.reverse)
     return carry, ys.swapaxes(0, order.axis)

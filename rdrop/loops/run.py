@@ -19,7 +19,6 @@ from jaxtyping import Array, Bool, Float
 
 from rdrop.advice import describe
 from rdrop.cells import Carry, Recurrence, Tape, Weights, mask_units
-from rdrop.cells.masking import drop_weights
 from rdrop.cells.recurrence import has_affine
 from rdrop.dropout import Dropout, Masks, resolve
 from rdrop.keys import StreamKeys
@@ -28,7 +27,7 @@ from rdrop.loops.associative import associative
 from rdrop.loops.buffer import alike, shard_batch
 from rdrop.loops.fused import fused
 from rdrop.loops.plain import plain
-from rdrop.loops.sequences import Order, Sequences, align, project, with_bias
+from rdrop.loops.sequences import Order, Sequences, align
 
 Noise: TypeAlias = Dropout | Masks | None
 Loop: TypeAlias = Literal["fused", "recompute", "plain"]
@@ -88,8 +87,8 @@ def run_step(
     batch, features = x.shape
     check_carry("carry", carry, cell, batch)
     masks = resolve(dropout, keys, cell.sites(features), batch)
-    dropped = drop_weights(weights(x), masks)
-    z = with_bias(dropped, project(dropped, x, masks.inputs))
+    dropped = cell.drop(weights(x), masks)
+    z = cell.project(dropped, x, masks.inputs)
     carry, y = cell.step(dropped, carry, z, masks, Tape())
     return carry, mask_units(y, masks.outputs)
 
@@ -133,7 +132,7 @@ def run_sequences(
         resets = _check_resets(call.resets, xs.shape[:2]).swapaxes(0, order.axis)
         resets = resets if valid is None else resets & valid
     masks = resolve(call.dropout, keys, cell.sites(features), batch, time, resets)
-    dropped = drop_weights(weights(xs), masks)
+    dropped = cell.drop(weights(xs), masks)
     loop = _loop_of(cell, options.loop)
     inside = masks.replace(outputs=None, input_weights=None, recurrent_weights=None)
     if resets is not None and options.reverse:
@@ -242,11 +241,15 @@ def check_features(name: str, features: int, kernel: Float[Array, "D GH"]) -> No
 
 
 def _loop_of(cell, loop):
-    """Returns the loop of a name; for a cell that is affine in its state, a scan."""
-    if loop == "plain":
-        return plain
+    """Returns the loop of a name, or the one that a cell needs.
+
+    A cell that is affine in its state is run by a scan; one with a projection of its
+    own by the plain loop, as the backward passes of the others know the kernel alone.
+    """
     if loop == "fused" and has_affine(cell):
         return associative
+    if loop == "plain" or type(cell).project is not Recurrence.project:
+        return plain
     return partial(fused, recompute=loop == "recompute")
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rdrop.cells import Recurrence
-from rdrop.cells.masking import Weights, masked_matmul
 from rdrop.dropout import Masks
 
 C = TypeVar("C")
@@ -109,20 +108,3 @@ def pass_padding(
     keep = valid[:, None]
     carry = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, carry)
     return carry, jnp.where(keep, y, 0)
-
-
-def project(
-    weights: Weights, x: Float[Array, "*batch D"], mask: Float[Array, "..."] | None
-) -> Float[Array, "*batch GH"]:
-    """Returns (m_x * x) W, without the bias, of one step or of all steps."""
-    kernel = weights["kernel"]
-    return masked_matmul(x.astype(kernel.dtype), mask, kernel)
-
-
-def with_bias(
-    weights: Weights, z: Float[Array, "*batch GH"]
-) -> Float[Array, "*batch GH"]:
-    """Adds the bias of a cell to projected inputs, if the cell has one."""
-    if "bias" not in weights:
-        return z
-    return z + weights["bias"].reshape((1,) * (z.ndim - 1) + (-1,))
