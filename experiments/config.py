@@ -32,7 +32,7 @@ STRICT = ConfigDict(strict=True)
 MOST = 2**31 - 1  # of every integer: they become int32
 Rate = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
-StateKind = Literal["zoneout", "bernoulli", "gaussian", "concrete"]
+StateKind = Literal["zoneout", "bernoulli", "gaussian", "concrete", "additive"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=MOST)]
@@ -131,7 +131,8 @@ class StateNoise(Noise):
     """Noise on a state that is carried over in time."""
 
     kind: StateKind = "zoneout"  # type: ignore[assignment]
-    """Distribution of the mask; zoneout mixes the old state with the new one."""
+    """Distribution of the mask; zoneout mixes the old state with the new one, additive
+    adds Gaussian noise of standard deviation `rate`."""
     per: Literal["sequence", "step"] = "step"
     """Lifetime of a mask: one per sequence, or a new one per time step."""
 
@@ -139,12 +140,16 @@ class StateNoise(Noise):
 @with_config(DESCRIBED)
 @dataclass(frozen=True)
 class WeightNoise:
-    """DropConnect: weights of a kernel are dropped, once per batch."""
+    """Noise on the weights of a kernel, drawn once per batch."""
 
+    kind: Literal["dropconnect", "weight_noise"] = "dropconnect"
+    """Whether weights are dropped, or Gaussian noise is added, of standard deviation
+    `rate`."""
     rate: Rate = 0.0
     """Rate, in [0, 1]; with 0 in every lane, the kernel has no noise."""
     by: Literal["weight", "row"] = "weight"
-    """Whether single weights are dropped, or all weights of a pre-activation."""
+    """Whether single weights are dropped, or all weights of a pre-activation; for kind
+    = "dropconnect"."""
 
 
 def site_field(

@@ -173,7 +173,8 @@ def _seconds(folder: Path) -> float:
 def _device() -> str:
     """Returns the device of the run, in a few words."""
     if jax.default_backend() == "cpu":
-        return f"{os.cpu_count()} CPU cores"
+        cores = len(os.sched_getaffinity(0))
+        return f"{cores} CPU core{'s' * (cores > 1)}"
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 

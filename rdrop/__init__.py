@@ -16,6 +16,8 @@ from rdrop.linen import (
     Stack,
 )
 from rdrop.noise import (
+    Add,
+    Additive,
     Bernoulli,
     Block,
     Concrete,
@@ -24,6 +26,7 @@ from rdrop.noise import (
     Gaussian,
     Mix,
     Site,
+    WeightNoise,
     Zoneout,
 )
 from rdrop.penalties import (
@@ -37,6 +40,8 @@ from rdrop.wrapping import wrap
 
 __all__ = [
     "RNN",
+    "Add",
+    "Additive",
     "Bernoulli",
     "Bidirectional",
     "Block",
@@ -56,6 +61,7 @@ __all__ = [
     "Site",
     "Stack",
     "StreamKeys",
+    "WeightNoise",
     "Zoneout",
     "activation_regulariser",
     "calibration",

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from rdrop.advice import describe
 from rdrop.keys import STREAMS, StreamKeys, check_keys, of_episode, rows_of
-from rdrop.noise.kinds import KINDS_BY_NAME, Mix, NoiseKind
+from rdrop.noise.kinds import KINDS_BY_NAME, Add, Mix, NoiseKind
 from rdrop.noise.lifetime import lifetime_of
 from rdrop.noise.node import check
 from rdrop.noise.rates import Shape
@@ -36,6 +36,9 @@ KINDS: dict[str, tuple[type[NoiseKind], ...]] = {
 # schedule, a class. Any other object may be a placeholder with which JAX or a user
 # rebuilds the pytree.
 NUMBERS = (bool, int, float, str, np.generic, np.ndarray, jax.Array)
+
+# The forms of a mask other than an array, and the kinds of noise that draw them.
+FORMS = {Mix: {"zoneout"}, Add: {"additive", "weight_noise"}}
 
 Mask = Float[Array, "..."]
 # The fields of `Dropout` and `Masks`, one per site.
@@ -93,8 +96,8 @@ class Masks(PerSite, struct.PyTreeNode):
 
     A mask held over time has the axes (B, G, U), masks per step (T, B, G, U): batch,
     gates, units; a mask on weights (R, G, U): rows, gates, units. An axis of size 1 is
-    shared. `Masks()` means no noise. A field is None if its site has no mask, and a
-    `Mix` if states are mixed.
+    shared. `Masks()` means no noise. A field is None if its site has no mask, a `Mix`
+    if states are mixed, and an `Add` if noise is added.
 
     Attributes:
     {sites}
@@ -244,8 +247,11 @@ def _site(name: str, sites: Mapping[str, Site]) -> Site:
 def _check_masks(masks, sites, batch, time) -> None:
     for name, mask in masks.sites():
         site = _site(name, sites)
-        if isinstance(mask, Mix) and "zoneout" not in SITES[name].kinds:
-            raise TypeError(f"`masks.{name}` must be an array, got a Mix.")
+        for form, kinds in FORMS.items():
+            if isinstance(mask, form) and not kinds & {*SITES[name].kinds}:
+                raise TypeError(
+                    f"`masks.{name}` must be an array, got a {form.__name__}."
+                )
         held = (site.rows or batch, site.gates, site.units)
         per_step = [] if time is None or site.rows else [(time, *held)]
         shape = jax.tree.leaves(mask)[0].shape

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from rdrop.calibration import Coverage, Reliability
 from rdrop.dropout import Masks
-from rdrop.noise import Mix
+from rdrop.noise import Add, Mix
 from rdrop.sites import SITES
 
 __all__ = ["coverage", "masks", "reliability"]
@@ -36,7 +36,8 @@ def masks(
 
     A site is a strip of squares, one per unit, with one row per gate if gates have
     separate masks. A unit that passes is filled, a dropped one is white and crossed
-    out, and a state that keeps its old value is grey. Blue belongs to the vertical
+    out, and a state that keeps its old value is grey. Added noise is the darker, the
+    larger it is. Blue belongs to the vertical
     arrows, orange to the horizontal ones. A mask held over the sequence looks the same
     at all steps.
 
@@ -64,9 +65,11 @@ def masks(
     for step in range(time):
         _draw_cell(axes, step)
     for site, steps in strips.items():
-        mixed = isinstance(getattr(masks, site), Mix)
+        form = type(getattr(masks, site))
+        largest = np.abs(steps).max(initial=0) or 1
         for step, strip in enumerate(steps):
-            _draw_strip(axes, site, step, strip, mixed)
+            opacity = np.abs(strip) / largest if form is Add else np.ones_like(strip)
+            _draw_strip(axes, site, step, strip, form is Mix, opacity)
     axes.set(xlim=(-PITCH + 0.4, PITCH * time - 0.4), ylim=(-2.6, 2.6), aspect="equal")
     axes.set_axis_off()
     axes.set_title(title, fontsize=10, weight="bold")
@@ -188,7 +191,7 @@ def _draw_cell(axes, step) -> None:
         )
 
 
-def _draw_strip(axes, site, step, strip, mixed) -> None:
+def _draw_strip(axes, site, step, strip, mixed, opacity) -> None:
     """The squares of one site at one step, and their label."""
     right, y = SITES[site].place
     x = (step + right) * PITCH
@@ -197,12 +200,13 @@ def _draw_strip(axes, site, step, strip, mixed) -> None:
     left, top = x - columns * SQUARE / 2, y + rows * SQUARE / 2
     for row, column in np.ndindex(rows, columns):
         corner = (left + column * SQUARE, top - (row + 1) * SQUARE)
-        _draw_square(axes, corner, strip[row, column], colour, mixed)
+        style = {"colour": colour, "mixed": mixed, "alpha": opacity[row, column]}
+        _draw_square(axes, corner, strip[row, column], **style)
     label = SITES[site].symbol
     axes.text(x, top + 0.03, label, ha="center", va="bottom", fontsize=7, color=colour)
 
 
-def _draw_square(axes, corner, value, colour, mixed) -> None:
+def _draw_square(axes, corner, value, colour, mixed, alpha) -> None:
     passes = value < 1 if mixed else value != 0
     fill = colour if passes else GREY if mixed else "white"
     edge = colour if fill == "white" else "white"
@@ -214,6 +218,7 @@ def _draw_square(axes, corner, value, colour, mixed) -> None:
             fc=fill,
             ec=edge,
             lw=0.5,
+            alpha=alpha,
             zorder=3 + (edge == colour),
         )
     )

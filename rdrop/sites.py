@@ -79,9 +79,9 @@ SITES: dict[str, NoiseSite] = {
         "inputs",
         symbol="W",
         arrow="↑ W",
-        kinds=("dropconnect",),
+        kinds=("dropconnect", "weight_noise"),
         place=(0.0, -1.75),
-        text="drops weights of the input kernel [9].",
+        text="drops weights of the input kernel [9], or adds noise to them.",
         on_weights=True,
         per_gate=True,
     ),
@@ -125,32 +125,34 @@ SITES: dict[str, NoiseSite] = {
         "recurrent",
         symbol="c",
         arrow="→ c",
-        kinds=("zoneout", *MULTIPLIERS),
+        kinds=("zoneout", *MULTIPLIERS, "additive"),
         place=(0.0, -0.55),
         text=(
             "multiplies c_t [6], or mixes it with c_{t-1}; h_t is then made from the "
-            "memory before mixing [7]. Inverted multipliers compound over time."
+            "memory before mixing [7]; or adds noise to it. Inverted multipliers "
+            "compound over time."
         ),
     ),
     "hidden_state": NoiseSite(
         "recurrent",
         symbol="h",
         arrow="→ h carried over",
-        kinds=("zoneout", *MULTIPLIERS),
+        kinds=("zoneout", *MULTIPLIERS, "additive"),
         place=(0.5, 0.0),
         text=(
-            "mixes h_t with h_{t-1}, and the mixture is the output [7]; or multiplies "
-            "the h_t that the next step sees, including the leak path of a GRU, but "
-            "not y_t. Inverted multipliers compound there, as in Keras 3.0 to 3.7."
+            "mixes h_t with h_{t-1} [7], or adds noise to it, and the result is also "
+            "the output; or multiplies the h_t that the next step sees, including the "
+            "leak path of a GRU, but not y_t. Inverted multipliers compound there, as "
+            "in Keras 3.0 to 3.7."
         ),
     ),
     "recurrent_weights": NoiseSite(
         "recurrent",
         symbol="U",
         arrow="→ U",
-        kinds=("dropconnect",),
+        kinds=("dropconnect", "weight_noise"),
         place=(-0.5, 0.0),
-        text="drops weights of the recurrent kernel [8].",
+        text="drops weights of the recurrent kernel [8], or adds noise to them.",
         on_weights=True,
         per_gate=True,
     ),

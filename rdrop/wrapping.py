@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from rdrop.advice import describe
 from rdrop.cells import Carry, Recurrence, Tape, mask_units
-from rdrop.cells.masking import next_state
+from rdrop.cells.masking import drop_kernel, is_output, next_state
 from rdrop.dropout import Dropout, Masks
 from rdrop.keys import StreamKeys
 from rdrop.linen.cells import Cell
@@ -410,8 +410,8 @@ class _Box(Recurrence):
                 continue
             for gate, path in enumerate(where):
                 kernel = self._turned(weights[path])
-                flat = kernel.reshape(-1, kernel.shape[-1])
-                flat = flat * mask[:, gate].astype(kernel.dtype)
+                of_gate = _gate(mask, gate)
+                flat = drop_kernel(kernel.reshape(-1, kernel.shape[-1]), of_gate)
                 dropped[path] = self._turned(flat.reshape(kernel.shape))
         return dropped
 
@@ -433,7 +433,7 @@ class _Box(Recurrence):
             if name is None or (mask := getattr(masks, name)) is None:
                 continue
             after[place] = next_state(after[place], carry[place], mask)
-            if isinstance(mask, Mix) and name == self.wrapped.output:
+            if is_output(mask) and name == self.wrapped.output:
                 y = after[place]
         return tuple(after), y
 
@@ -547,6 +547,11 @@ def _split(params: Any) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], A
 def _rows(value: Any, axes: int) -> Any:
     """Returns an array with all axes behind the first few in one."""
     return value.reshape(*value.shape[:axes], -1)
+
+
+def _gate(mask: Any, gate: int) -> Any:
+    """The part (R, 1, U) of a mask on the kernels of all gates."""
+    return jax.tree.map(lambda values: values[:, gate : gate + 1], mask)
 
 
 def _size(value: Any) -> int:

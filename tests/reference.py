@@ -102,23 +102,25 @@ def softmax(z):
 
 
 def factors(masks, t, example):
-    """m(site, gate, unit) at step t: what multiplies, or 1; how much is kept, or 0."""
+    """m(site, gate, unit) at step t: what multiplies, or 1; is kept or added, or 0."""
 
     def m(site, gate, unit):
         if site not in masks:
-            return 0.0 if site.startswith("zoned") else 1.0
+            return 0.0 if site.startswith(("zoned", "added")) else 1.0
         mask = masks[site]
         return entry(mask[t] if mask.ndim == 4 else mask, example, gate, unit)
 
     return m
 
 
-def drop(kernel, mask, units):
-    """A kernel [R, G H] as [R, G, H], each weight multiplied by its own factor."""
+def drop(kernel, masks, site, units):
+    """A kernel [R, G H] as [R, G, H], each weight with its own factor or noise."""
     kernel = np.array(kernel).reshape(len(kernel), -1, units)
-    if mask is not None:
-        for r, n, j in itertools.product(*map(range, kernel.shape)):
-            kernel[r, n, j] *= entry(mask, r, n, j)
+    for r, n, j in itertools.product(*map(range, kernel.shape)):
+        if site in masks:
+            kernel[r, n, j] *= entry(masks[site], r, n, j)
+        if f"added_{site}" in masks:
+            kernel[r, n, j] += entry(masks[f"added_{site}"], r, n, j)
     return kernel
 
 
@@ -160,10 +162,10 @@ def memory(i, f, g, c, m):
 
 
 def emit(c_new, c, o, h, m):
-    """h_new = m_o s(o) tanh(m_c c_new); c handed on is d c + (1 - d) m_c c_new."""
+    """With s_c = m_c c_new + e, h_new = m_o s(o) tanh(s_c), and d c + (1 - d) s_c."""
     c_next, h_new = [], []
     for j in range(len(c)):
-        seen = m("cell_state", 0, j) * c_new[j]
+        seen = m("cell_state", 0, j) * c_new[j] + m("added_cell_state", 0, j)
         kept = m("zoned_cell_state", 0, j)
         c_next.append(kept * c[j] + (1 - kept) * seen)
         h_new.append(m("gates", 2, j) * sigmoid(o[j]) * math.tanh(seen))
@@ -172,11 +174,12 @@ def emit(c_new, c, o, h, m):
 
 
 def hand_on(h_new, h, m):
-    """y = d h + (1 - d) h_new, and the h handed on is m y."""
+    """y = d h + (1 - d) h_new + noise, and the h handed on is m y."""
     y, h_next = [], []
     for j in range(len(h)):
         kept = m("zoned_hidden_state", 0, j)
-        y.append(kept * h[j] + (1 - kept) * h_new[j])
+        mixed = kept * h[j] + (1 - kept) * h_new[j]
+        y.append(mixed + m("added_hidden_state", 0, j))
         h_next.append(m("hidden_state", 0, j) * y[j])
     return h_next, y
 
@@ -264,7 +267,7 @@ def unroll(step, x, state, weights, masks, example, length, reverse=False):
     w = dict(weights)
     for kernel, site in (("W", "input_weights"), ("U", "recurrent_weights")):
         if kernel in weights:
-            w[kernel] = drop(weights[kernel], masks.get(site), units)
+            w[kernel] = drop(weights[kernel], masks, site, units)
     y = np.zeros((len(x), units))
     steps = range(length)
     for t in reversed(steps) if reverse else steps:

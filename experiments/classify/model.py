@@ -126,6 +126,13 @@ def _noise(lanes: Sequence[Noise | WeightNoise], site: str) -> Any:
     first = lanes[0]
     rate = _values(lanes, "rate")
     if isinstance(first, WeightNoise):
+        if first.kind == "weight_noise":
+            if first.by != "weight":
+                raise ConfigError(
+                    f'dropout.{site}.by: must be "weight" unless the kind is '
+                    f'"dropconnect", got "{first.by}".'
+                )
+            return rdrop.WeightNoise(rate)
         return rdrop.DropConnect(rate, by=first.by)
     drift = _values(lanes, "drift")
     _check(first, site, rate, drift)
@@ -139,7 +146,11 @@ def _noise(lanes: Sequence[Noise | WeightNoise], site: str) -> Any:
     if first.kind == "concrete":
         temperature = _values(lanes, "temperature")
         return rdrop.Concrete(rate, temperature=temperature, **shared)
-    kinds = {"gaussian": rdrop.Gaussian, "zoneout": rdrop.Zoneout}
+    kinds = {
+        "gaussian": rdrop.Gaussian,
+        "zoneout": rdrop.Zoneout,
+        "additive": rdrop.Additive,
+    }
     return kinds[first.kind](rate, **shared)
 
 

@@ -11,23 +11,32 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdrop.dropout import Mask, Masks
-from rdrop.noise import Mix
+from rdrop.noise import Add, Mix
 
 Weights: TypeAlias = dict[str, Float[Array, "..."]]
 
 
 def drop_weights(weights: Weights, masks: Masks) -> Weights:
-    """Multiplies the kernels by their masks (R, G, U), once per forward pass."""
+    """Applies masks (R, G, U) to the kernels, once per forward pass."""
     dropped = dict(weights)
     for name, mask in (
         ("kernel", masks.input_weights),
         ("recurrent_kernel", masks.recurrent_weights),
     ):
         if mask is not None:
-            kernel = weights[name]
-            flat = mask.reshape(mask.shape[0], -1).astype(kernel.dtype)
-            dropped[name] = kernel * flat
+            dropped[name] = drop_kernel(weights[name], mask)
     return dropped
+
+
+def drop_kernel(kernel: Float[Array, "R GU"], mask: Mask | Add) -> Float[Array, "R GU"]:
+    """Multiplies a kernel by its mask (R, G, U), or adds its noise."""
+
+    def flat(values):
+        return values.reshape(len(values), -1).astype(kernel.dtype)
+
+    if isinstance(mask, Add):
+        return kernel + flat(mask.noise)
+    return kernel * flat(mask)
 
 
 def project(
@@ -83,10 +92,15 @@ def mask_units(
     value: Float[Array, "*batch H"], mask: Float[Array, "..."] | None
 ) -> Float[Array, "*batch H"]:
     """Multiplies by a mask (B, 1, H), or (T, B, 1, H) if `value` has a time axis."""
-    if mask is None:
-        return value
+    return value if mask is None else value * broadcast_units(value, mask)
+
+
+def broadcast_units(
+    value: Float[Array, "*batch H"], mask: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Returns a mask of one gate with the axes and the dtype of a value."""
     mask = jnp.squeeze(mask, -2).astype(value.dtype)
-    return value * mask.reshape((1,) * (value.ndim - mask.ndim) + mask.shape)
+    return mask.reshape((1,) * (value.ndim - mask.ndim) + mask.shape)
 
 
 def mask_gates(
@@ -103,9 +117,14 @@ def mask_gates(
 def next_state(
     new: Float[Array, "*batch H"],
     old: Float[Array, "*batch H"],
-    mask: Mask | Mix | None,
+    mask: Mask | Mix | Add | None,
 ) -> Float[Array, "*batch H"]:
-    """Returns the state that the next step sees: multiplied, or mixed with the old."""
+    """Returns the state that the next step sees.
+
+    It is multiplied, mixed with the old one, or has noise added.
+    """
+    if isinstance(mask, Add):
+        return new + broadcast_units(new, mask.noise)
     if not isinstance(mask, Mix):
         return mask_units(new, mask)
     share = mask.share.astype(new.dtype)
@@ -115,11 +134,16 @@ def next_state(
 def next_hidden(
     new: Float[Array, "*batch H"],
     old: Float[Array, "*batch H"],
-    mask: Mask | Mix | None,
+    mask: Mask | Mix | Add | None,
 ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
     """Returns the h that the next step sees, and the output y.
 
-    A mixed h is also the output; a multiplied one is not.
+    A mixed or a noisy h is also the output; a multiplied one is not.
     """
     state = next_state(new, old, mask)
-    return state, state if isinstance(mask, Mix) else new
+    return state, state if is_output(mask) else new
+
+
+def is_output(mask: Mask | Mix | Add | None) -> bool:
+    """Returns whether the output is the h that the next step sees."""
+    return isinstance(mask, Mix | Add)

@@ -24,7 +24,7 @@ from rdrop.cells.masking import (
 from rdrop.cells.recurrence import Parameters, Recurrence
 from rdrop.cells.tape import Tape
 from rdrop.dropout import Masks
-from rdrop.noise import Mix
+from rdrop.noise import Add
 from rdrop.sites import Site
 
 
@@ -83,10 +83,10 @@ class MinGRU(Recurrence):
         """Returns (a, b) such that the next step sees a * h + b."""
         factor, term = _new_state(z, masks)
         mask = masks.hidden_state
-        if not isinstance(mask, Mix):
-            return mask_units(factor, mask), mask_units(term, mask)
         one, zero = jnp.ones_like(factor), jnp.zeros_like(term)
-        return next_state(factor, one, mask), next_state(term, zero, mask)
+        if not isinstance(mask, Add):
+            factor = next_state(factor, one, mask)
+        return factor, next_state(term, zero, mask)
 
 
 def _new_state(a, masks):

@@ -13,10 +13,16 @@ References:
         models. ICLR 2018. arXiv:1707.05589; `DriftingDropout` in its code.
     [6] Gal, Hron, Kendall. Concrete dropout. NeurIPS 2017. arXiv:1705.07832; checked
         with the notebooks of their code, equation numbers with quotations of the paper.
+    [7] Lim, Erichson, Hodgkinson, Mahoney. Noisy recurrent neural networks. NeurIPS
+        2021. arXiv:2102.04877; checked with models.py of their code.
+    [8] Graves, Mohamed, Hinton. Speech recognition with deep recurrent neural networks.
+        ICASSP 2013. arXiv:1303.5778.
 """
 
 from rdrop.noise.kinds import (
     KINDS_BY_NAME,
+    Add,
+    Additive,
     Bernoulli,
     Concrete,
     DropConnect,
@@ -24,6 +30,7 @@ from rdrop.noise.kinds import (
     Mix,
     Noise,
     NoiseKind,
+    WeightNoise,
     Zoneout,
 )
 from rdrop.noise.lifetime import LIFETIMES, Block, Drift
@@ -34,6 +41,8 @@ from rdrop.sites import Site
 __all__ = [
     "KINDS_BY_NAME",
     "LIFETIMES",
+    "Add",
+    "Additive",
     "Bernoulli",
     "Block",
     "Concrete",
@@ -47,6 +56,7 @@ __all__ = [
     "ScheduledRate",
     "Shape",
     "Site",
+    "WeightNoise",
     "Zoneout",
     "check",
 ]

@@ -49,6 +49,16 @@ class Mix(struct.PyTreeNode):
     share: Any
 
 
+class Add(struct.PyTreeNode):
+    """A mask that is added instead of multiplied: new + noise.
+
+    Attributes:
+        noise: float32, of the shape of a mask; or a placeholder of JAX.
+    """
+
+    noise: Any
+
+
 @dataclass(frozen=True)
 class NoiseKind(Node):
     """Base of all kinds of noise; use one of the kinds.
@@ -68,7 +78,7 @@ class NoiseKind(Node):
         """Draws the random numbers of a mask: uniform in [0, 1)."""
         return uniform(key, shape)
 
-    def mask(self, variate: Float[Array, "B G U"]) -> Float[Array, "B G U"] | Mix:
+    def mask(self, variate: Float[Array, "B G U"]) -> Float[Array, "B G U"] | Mix | Add:
         """Turns random numbers into a mask; each kind has its own way."""
         raise NotImplementedError
 
@@ -80,7 +90,7 @@ class NoiseKind(Node):
         """
         return None
 
-    def draw(self, key: Keys, shape: Shape) -> Float[Array, "B G U"] | Mix:
+    def draw(self, key: Keys, shape: Shape) -> Float[Array, "B G U"] | Mix | Add:
         """Draws one mask.
 
         Args:
@@ -282,6 +292,39 @@ class Zoneout(Noise):
 
 
 @dataclass(frozen=True)
+class Additive(Noise):
+    """Adds Gaussian noise of standard deviation `rate` to a state [7].
+
+        new state = new + rate * N(0, 1)
+
+    Evaluation adds nothing. The noise is differentiable in its rate. Its last digit may
+    depend on the size of the batch, as in `Gaussian`. The code of [7] adds noise to h
+    at each step of a simple recurrence, and reads its outputs from the noisy h.
+
+    Attributes:
+        rate: as in `Noise`, but in [0, 1]: the standard deviation.
+        per: as in `Noise`, "step" by default.
+        gates, batch, units: as in `Noise`.
+
+    Raises:
+        ValueError: a known rate outside [0, 1], or an unknown option.
+        TypeError: `rate` is text or a list.
+    """
+
+    per: Literal["sequence", "step"] | Drift | Block = field(
+        default="step", metadata=one_of("sequence", "step", other=(Drift, Block))
+    )
+
+    def variate(self, key: Keys, shape: Shape) -> Float[Array, "B G U"]:
+        """Draws standard normal numbers."""
+        return jax.lax.optimization_barrier(normal(key, shape))
+
+    def mask(self, variate: Float[Array, "B G U"]) -> Add:
+        """Scales the numbers to the standard deviation `rate`."""
+        return Add(_scaled(variate, as_probability("rate", self.rate)))
+
+
+@dataclass(frozen=True)
 class DropConnect(NoiseKind):
     """Drops weights of a kernel with probability `rate`, once per forward pass [4].
 
@@ -316,12 +359,46 @@ class DropConnect(NoiseKind):
         return _inverted(_ones_if(variate >= rate, rate), rate)
 
 
+@dataclass(frozen=True)
+class WeightNoise(NoiseKind):
+    """Adds Gaussian noise of standard deviation `rate` to the weights of a kernel [8].
+
+    It is drawn once per forward pass; all time steps and examples share it. Evaluation
+    adds nothing. The noise is differentiable in its rate.
+
+    Attributes:
+        rate: as in `Noise`, but in [0, 1]: the standard deviation; broadcasts to (rows,
+            gates, units). 0.075 in [8].
+
+    Raises:
+        ValueError: a known rate outside [0, 1].
+        TypeError: `rate` is text or a list.
+    """
+
+    per = "sequence"
+    gates = "each"
+
+    def shape(self, rows: int, gates: int, units: int) -> Shape:
+        """Returns the noise's axes (R, G, U)."""
+        return (rows, gates, units)
+
+    def variate(self, key: Keys, shape: Shape) -> Float[Array, "R G U"]:
+        """Draws standard normal numbers."""
+        return jax.lax.optimization_barrier(normal(key, shape))
+
+    def mask(self, variate: Float[Array, "R G U"]) -> Add:
+        """Scales the numbers to the standard deviation `rate`."""
+        return Add(_scaled(variate, as_probability("rate", self.rate)))
+
+
 KINDS_BY_NAME: dict[str, type[NoiseKind]] = {
     "bernoulli": Bernoulli,
     "gaussian": Gaussian,
     "concrete": Concrete,
     "zoneout": Zoneout,
+    "additive": Additive,
     "dropconnect": DropConnect,
+    "weight_noise": WeightNoise,
 }
 
 
@@ -346,6 +423,12 @@ def _gaussian(variate, rate) -> Float[Array, "B G U"]:
     odds = jnp.where(on, rate, 0.5) / jnp.where(on, 1 - rate, 0.5)
     off = jnp.where(rate == 0, 0.0, jnp.nan)
     return 1 + jnp.where(on, jnp.sqrt(odds), off) * variate
+
+
+@jax.jit
+def _scaled(variate, rate) -> Float[Array, "B G U"]:
+    """Compiled as one program, as `_gaussian` is."""
+    return rate * variate
 
 
 @jax.jit

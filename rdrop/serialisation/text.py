@@ -177,7 +177,7 @@ def _table(site: str, noise: Any) -> dict[str, Any]:
             raise TypeError(
                 f"the noise must be a kind of rdrop, got {type(noise).__name__}."
             )
-        table = {} if len(SITES[site].kinds) == 1 else {"kind": NAMES[type(noise)]}
+        table = {"kind": NAMES[type(noise)]}
         for field in dataclasses.fields(noise):
             value = getattr(noise, field.name)
             if (field.name, value) != ("units", "each"):

@@ -322,6 +322,17 @@ def test_ten_thousand_lanes_are_listed_and_checked_at_once():
             'got "expectation".',
         ),
         (
+            [
+                "--dropout.input-weights.kind",
+                "weight_noise",
+                "--dropout.input-weights.by",
+                "row",
+                "--dropout.input-weights.rate",
+                "0.1",
+            ],
+            'dropout.input_weights.by: must be "weight" unless the kind is',
+        ),
+        (
             ["--model.cell", "gru", "--dropout.cell-state.rate", "0.1"],
             "The network cannot be built: Site `cell_state` does not exist in this c",
         ),

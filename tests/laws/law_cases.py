@@ -16,6 +16,7 @@ from helpers import random_like
 
 import rdrop
 from rdrop import (
+    Additive,
     Bernoulli,
     Concrete,
     DropConnect,
@@ -23,6 +24,7 @@ from rdrop import (
     Gaussian,
     Masks,
     Mix,
+    WeightNoise,
     Zoneout,
 )
 
@@ -46,8 +48,9 @@ CELLS = {
 SITES_AS = {"layer_norm_lstm": "lstm", "gru_reset_before": "gru"}
 SITES_OF = [name for name in CELLS if name not in SITES_AS]
 MULTIPLIERS = {"bernoulli": Bernoulli, "gaussian": Gaussian, "concrete": Concrete}
-KINDS = (*MULTIPLIERS, "zoneout")
-SMOOTH = ("gaussian", "concrete")
+OF_STATES = {"zoneout": Zoneout, "additive": Additive}
+KINDS = (*MULTIPLIERS, "zoneout", "additive")
+SMOOTH = ("gaussian", "concrete", "additive")
 
 
 def each_pair(names, kinds, *quick):
@@ -72,9 +75,9 @@ def noise_of(kind, site, gates, rate):
     """The noise of a site; which are held over time does not depend on the kind."""
     per = "sequence" if site in HELD else "step"
     if site in WEIGHTS:
-        return DropConnect(rate)
-    if kind == "zoneout" and site in STATES:
-        return Zoneout(rate, per=per)
+        return WeightNoise(rate) if kind == "additive" else DropConnect(rate)
+    if kind in OF_STATES and site in STATES:
+        return OF_STATES[kind](rate, per=per)
     options = {"per": per, "gates": "each" if gates > 1 else "shared"}
     return MULTIPLIERS.get(kind, Bernoulli)(rate, **options)
 

@@ -18,24 +18,36 @@ import pytest
 import reference
 
 import rdrop
-from rdrop import Bernoulli, Concrete, DropConnect, Gaussian, Masks, Mix, Zoneout
+from rdrop import (
+    Add,
+    Additive,
+    Bernoulli,
+    Concrete,
+    DropConnect,
+    Gaussian,
+    Masks,
+    Mix,
+    WeightNoise,
+    Zoneout,
+)
 
 pytestmark = pytest.mark.slow
 TIME, BATCH, FEATURES, UNITS = 3, 2, 3, 3
 RATE = 0.625  # exact in binary, and not its own complement
 LENGTHS = [(3, 2), (1, 3), (0, 2)]
 
+ON_WEIGHTS = (DropConnect, WeightNoise)
 MULTIPLIERS = (Bernoulli, Gaussian, Concrete)
 TAKES = {
     "inputs": MULTIPLIERS,
     "outputs": MULTIPLIERS,
-    "input_weights": (DropConnect,),
+    "input_weights": ON_WEIGHTS,
     "recurrent": MULTIPLIERS,
     "update": MULTIPLIERS,
     "gates": MULTIPLIERS,
-    "cell_state": (*MULTIPLIERS, Zoneout),
-    "hidden_state": (*MULTIPLIERS, Zoneout),
-    "recurrent_weights": (DropConnect,),
+    "cell_state": (*MULTIPLIERS, Zoneout, Additive),
+    "hidden_state": (*MULTIPLIERS, Zoneout, Additive),
+    "recurrent_weights": ON_WEIGHTS,
 }
 READERS = {  # how many gates read each of these sites; 0: the cell has no such site
     "lstm": (4, 1, 4, 4, 1, 3, 1, 1, 4),
@@ -56,7 +68,7 @@ CELLS = {
 SYMBOLS = {"kernel": "W", "recurrent_kernel": "U", "bias": "b", "recurrent_bias": "b_n"}
 every_cell = pytest.mark.parametrize("cell", READERS)
 PLACES = list(itertools.product(READERS, TAKES))
-COUNTS = {"built": 2422, "a kind": 2244, "no such site": 770, "no two gates": 1152}
+COUNTS = {"built": 2529, "a kind": 3294, "no such site": 867, "no two gates": 1248}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +142,10 @@ def noises():
         yield Gaussian(RATE, **options)
         yield Concrete(RATE, **options)
         yield Zoneout(RATE, **options)
+        yield Additive(RATE, **options)
     yield DropConnect(RATE, by="weight")
     yield DropConnect(RATE, by="row")
+    yield WeightNoise(RATE)
 
 
 def readers(cell, site):
@@ -144,7 +158,7 @@ def verdict(cell, site, noise):
         return "a kind"
     if readers(cell, site) == 0:
         return "no such site"
-    several = not isinstance(noise, DropConnect) and noise.gates == "each"
+    several = not isinstance(noise, ON_WEIGHTS) and noise.gates == "each"
     return "no two gates" if several and readers(cell, site) == 1 else "built"
 
 
@@ -158,7 +172,7 @@ def test_counts():
         for word in COUNTS
     }
     assert found == COUNTS
-    assert sum(found.values()) == 6 * 9 * 122  # cells, sites; kinds with their options
+    assert sum(found.values()) == 6 * 9 * 147  # cells, sites; kinds with their options
 
 
 def plain(masks):
@@ -168,6 +182,8 @@ def plain(masks):
         mask = getattr(masks, site)
         if isinstance(mask, Mix):
             arrays[f"zoned_{site}"] = np.float64(mask.share)
+        elif isinstance(mask, Add):
+            arrays[f"added_{site}"] = np.float64(mask.noise)
         elif mask is not None:
             arrays[site] = np.float64(mask)
     return arrays
@@ -176,7 +192,7 @@ def plain(masks):
 def silent(masks):
     """Whether nothing happens to be masked, so that agreement would show nothing."""
     return all(
-        (mask == (0 if site.startswith("zoned") else 1)).all()
+        (mask == (0 if site.startswith(("zoned", "added")) else 1)).all()
         for site, mask in plain(masks).items()
     )
 
@@ -191,8 +207,9 @@ def axes(cell, site):
 def shape_of(cell, site, noise):
     """The shape of the masks that the options ask for."""
     first, gates, units = axes(cell, site)
-    if isinstance(noise, DropConnect):
-        return (first if noise.by == "weight" else 1, gates, units)
+    if isinstance(noise, ON_WEIGHTS):
+        by = getattr(noise, "by", "weight")
+        return (first if by == "weight" else 1, gates, units)
     held = (
         first if noise.batch == "each" else 1,
         gates if noise.gates == "each" else 1,

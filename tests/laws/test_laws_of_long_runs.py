@@ -11,8 +11,7 @@ from law_cases import CELLS, KEYS, STATES, UNITS, WEIGHTS
 
 import rdrop
 from rdrop import Bernoulli, Concrete, DropConnect, Dropout, Gaussian, Masks
-from rdrop.cells.masking import drop_weights
-from rdrop.loops.sequences import project, with_bias
+from rdrop.cells.masking import drop_weights, project, with_bias
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from law_cases import (
     every_site,
 )
 
-from rdrop import Dropout, Masks, Mix
+from rdrop import Add, Dropout, Masks, Mix
 from rdrop.dropout import resolve
 
 # XLA may round the last digit of a smooth mask by where it lies in the array.
@@ -119,6 +119,8 @@ def test_masks_are_nested_in_the_rate(name, kind):
         if isinstance(a, Mix):
             assert (a.share <= b.share).all()
             assert (a.share < b.share).any()
+        elif isinstance(a, Add):
+            assert_close(a.noise / 0.2, b.noise / 0.7, tolerance=1e-6)
         elif kind == "gaussian" and site not in WEIGHTS:
             odds = np.sqrt(np.float32([0.2 / 0.8, 0.7 / 0.3]))
             assert_close((a - 1) / odds[0], (b - 1) / odds[1], tolerance=1e-5)
@@ -135,7 +137,8 @@ def test_masks_are_nested_in_the_rate(name, kind):
 
 
 def values_and_neutral(mask):
-    return (mask.share, 0) if isinstance(mask, Mix) else (mask, 1)
+    mixed_or_added = isinstance(mask, Mix | Add)
+    return (*jax.tree.leaves(mask), 0) if mixed_or_added else (mask, 1)
 
 
 @each_pair(SITES_OF, KINDS, *every_kind_of_an_lstm)

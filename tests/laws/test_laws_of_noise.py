@@ -43,7 +43,17 @@ from law_cases import (
 )
 
 import rdrop
-from rdrop import Bernoulli, Concrete, DropConnect, Dropout, Gaussian, Masks, Zoneout
+from rdrop import (
+    Additive,
+    Bernoulli,
+    Concrete,
+    DropConnect,
+    Dropout,
+    Gaussian,
+    Masks,
+    WeightNoise,
+    Zoneout,
+)
 
 # Law 5: rates are data.
 
@@ -239,7 +249,9 @@ SITE_KINDS = {  # each kind, and the sites that take it
     Gaussian: set(rdrop.keys.STREAMS) - set(WEIGHTS),
     Concrete: set(rdrop.keys.STREAMS) - set(WEIGHTS),
     Zoneout: set(STATES),
+    Additive: set(STATES),
     DropConnect: set(WEIGHTS),
+    WeightNoise: set(WEIGHTS),
 }
 
 
@@ -260,11 +272,8 @@ def outputs_with(cell, noises):
         if noise is None:
             return neutral
         mask = getattr(draw(cell, Dropout(**{site: noise})), site)
-        full = jax.tree.map(
-            lambda m, like: jnp.broadcast_to(m, like.shape),
-            mask,
-            getattr(neutral, site),
-        )
+        (like,) = jax.tree.leaves(getattr(neutral, site))
+        full = jax.tree.map(lambda m: jnp.broadcast_to(m, like.shape), mask)
         return neutral.replace(**{site: full})
 
     drawn = jax.jit(lambda: {n: masks_with(*noise) for n, noise in noises.items()})()
@@ -279,6 +288,8 @@ def outputs_with(cell, noises):
         ("lstm", DropConnect),
         ("simple", Concrete),
         ("simple", Zoneout),
+        ("simple", Additive),
+        ("simple", WeightNoise),
     ),
 )
 def test_every_option_is_live(name, kind):
@@ -287,7 +298,7 @@ def test_every_option_is_live(name, kind):
     for site, size in cell.sites(UNITS).items():
         if site not in SITE_KINDS[kind]:
             continue
-        noise = kind(0.4) if kind is DropConnect else kind(0.4, per="sequence")
+        noise = kind(0.4) if site in WEIGHTS else kind(0.4, per="sequence")
         noises[site, "on"], noises[site, "off"] = (site, noise), (site, None)
         for option, changed in changes_of(noise, site, size.gates):
             noises[site, option] = site, changed

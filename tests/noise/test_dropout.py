@@ -154,17 +154,18 @@ def test_keys_are_checked_once_per_call(monkeypatch):
 # Wrong noise
 
 MULTIPLIER = "Bernoulli(rate) or Gaussian(rate) or Concrete(rate)"
-STATE = f"Zoneout(rate) or {MULTIPLIER}"
+STATE = f"Zoneout(rate) or {MULTIPLIER} or Additive(rate)"
+WEIGHTS = "DropConnect(rate) or WeightNoise(rate)"
 TAKES = {  # each site, the kinds in its message, and some that it does not take
     "inputs": (MULTIPLIER, Zoneout(0.5)),
     "outputs": (MULTIPLIER, DropConnect(0.5)),
-    "input_weights": ("DropConnect(rate)", Bernoulli(0.5), Concrete(0.5)),
+    "input_weights": (WEIGHTS, Bernoulli(0.5), Concrete(0.5)),
     "recurrent": (MULTIPLIER, Zoneout(0.5)),
     "update": (MULTIPLIER, DropConnect(0.5)),
     "gates": (MULTIPLIER, Zoneout(0.5)),
     "cell_state": (STATE, DropConnect(0.5)),
     "hidden_state": (STATE, DropConnect(0.5)),
-    "recurrent_weights": ("DropConnect(rate)", Gaussian(0.5), Concrete(0.5)),
+    "recurrent_weights": (WEIGHTS, Gaussian(0.5), Concrete(0.5)),
 }
 
 

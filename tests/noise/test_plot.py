@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rdrop import Masks, Mix
+from rdrop import Add, Masks, Mix
 from rdrop.sites import SITES
 
 pytest.importorskip("matplotlib")
@@ -50,6 +50,14 @@ def test_zoned_unit_is_grey_and_not_crossed_out():
     colours, crosses = drawn(Masks(hidden_state=Mix(as_mask(1, 0, 1))), time=1)
     assert colours == [GREY, ORANGE, GREY]
     assert crosses == 0
+
+
+def test_larger_noise_is_darker():
+    axes = Figure().subplots()
+    plot.masks(Masks(hidden_state=Add(as_mask(0.1, -0.2))), time=1, axes=axes)
+    squares = [p for p in axes.patches if type(p) is Rectangle]
+    assert [square.get_alpha() for square in squares] == [0.5, 1.0]
+    assert not axes.lines
 
 
 def test_held_mask_looks_the_same_at_each_step_and_others_do_not():

@@ -43,7 +43,7 @@ AS_DATA = {
         "batch": "each", "scale": "inverted",
     },
     "outputs": {"kind": "gaussian", "rate": 0.2, "per": {"drift": 0.25}} | SHARED,
-    "input_weights": {"rate": 0.3, "by": "row"},
+    "input_weights": {"kind": "dropconnect", "rate": 0.3, "by": "row"},
     "recurrent": {
         "kind": "concrete", "rate": 0.4, "per": "sequence", "temperature": 0.5,
     } | SHARED,
@@ -59,7 +59,7 @@ AS_DATA = {
         "kind": "zoneout", "rate": 0.6, "per": "sequence", "gates": "shared",
         "batch": "shared",
     },
-    "recurrent_weights": {"rate": 0.7, "by": "weight"},
+    "recurrent_weights": {"kind": "dropconnect", "rate": 0.7, "by": "weight"},
 }  # fmt: skip
 PRESETS = (
     presets.keras(0.1, 0.2),

@@ -85,7 +85,7 @@ def test_every_site_has_a_stream_and_kinds():
     for name, site in SITES.items():
         assert STREAMS[name] == site.stream
         assert KINDS[name] == tuple(KINDS_BY_NAME[kind] for kind in site.kinds)
-        assert site.on_weights == (site.kinds == ("dropconnect",))
+        assert site.on_weights == (site.kinds == ("dropconnect", "weight_noise"))
 
 
 @pytest.mark.parametrize("kind", [rdrop.Dropout, rdrop.Masks])
