@@ -205,6 +205,7 @@ def _draw(dropout, keys, sites, batch, time, resets) -> Masks:
 
     def mask(name, noise):
         key, lifetime = keys.site(STREAMS[name], name), lifetime_of(noise)
+        noise = noise if keys.plan is None else keys.plan.over(noise)
         if SITES[name].on_weights:
             return noise.draw(key, shapes[name])
         if rows is not None:

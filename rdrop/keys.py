@@ -23,6 +23,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Int, Key
 
 from rdrop.advice import describe
+from rdrop.noise.plan import Plan
 from rdrop.noise.rates import known
 from rdrop.noise.threefry import fold_in
 from rdrop.sites import SITES
@@ -49,6 +50,8 @@ class StreamKeys(struct.PyTreeNode):
             `sharing` sets them. Names are not checked here, as code outside the cells
             may have more sites: `keys.replace(sites={"words": key})`.
         episode: index of the episode of the first step, of the same types as `step`.
+        plan: of passes whose numbers are drawn together, as
+            `rdrop.montecarlo.pass_keys` sets it; None for independent passes.
 
     Raises:
         ValueError: `direction` is neither of the two, or `layer` is negative.
@@ -61,6 +64,7 @@ class StreamKeys(struct.PyTreeNode):
     direction: str = struct.field(pytree_node=False, default="forward")
     sites: Mapping[str, Key[Array, "..."]] = struct.field(default_factory=dict)
     episode: Count = 0
+    plan: Plan | None = None
 
     def __post_init__(self):
         if isinstance(self.layer, int) and self.layer < 0:

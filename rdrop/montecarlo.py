@@ -17,7 +17,7 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from rdrop.arguments import check_count, check_number
 from rdrop.keys import StreamKeys, stream_keys
+from rdrop.noise.plan import Design, Plan
 from rdrop.noise.threefry import fold_in
 
 __all__ = ["Prediction", "entropy", "pass_keys", "predict"]
@@ -64,25 +65,44 @@ class Prediction(struct.PyTreeNode):
         return self.entropy - self.expected_entropy
 
 
-def pass_keys(key: Key[Array, ""], passes: int) -> StreamKeys:
+def pass_keys(
+    key: Key[Array, ""], passes: int, design: Design = "independent"
+) -> StreamKeys:
     """Returns the keys of K passes: pass k has `stream_keys(fold_in(key, k))`.
 
-    A larger K keeps the keys of the first passes.
+    With other designs than "independent", passes are drawn together, so that the mean
+    of K passes varies less. Each pass alone is as random as before, so that the mean
+    has the same expectation.
 
     Args:
         key: a typed key, `jax.random.key(seed)`.
-        passes: K, an integer of 1 or more.
+        passes: K, an integer of 1 or more. If passes are independent or antithetic, a
+            larger K keeps the keys of the first passes.
+        design: "antithetic": passes 2 j and 2 j + 1 mirror each other, and the units
+            that drop at a low number in one drop at a high number in the other.
+            "balanced": each unit of rate p is dropped in K p of the K passes. See
+            `rdrop.noise.Plan`.
 
     Returns:
         `StreamKeys` with a leading axis K on its keys and step, for `predict`.
 
     Raises:
         TypeError: `key` is not a typed PRNG key.
-        ValueError: `key` is an array of keys; `passes` is not an integer, or below 1.
+        ValueError: `key` is an array of keys; `passes` is not an integer, or below 1;
+            `design` is another word.
     """
-    stream_keys(key)  # raises if it is not a single typed key
-    numbers = jnp.arange(check_count("passes", passes))
-    return jax.vmap(lambda k: stream_keys(fold_in(key, k)))(numbers)
+    if design not in (words := get_args(Design)):
+        raise ValueError(f"`design` must be one of {words}, got {design!r}.")
+    keys = stream_keys(key)
+    count = check_count("passes", passes)
+
+    def of_pass(k):
+        if design == "independent":
+            return stream_keys(fold_in(key, k))
+        own = keys if design == "balanced" else stream_keys(fold_in(key, k // 2))
+        return own.replace(plan=Plan(k, count, design))
+
+    return jax.vmap(of_pass)(jnp.arange(count, dtype=jnp.int32))
 
 
 def predict(

@@ -35,6 +35,7 @@ from rdrop.noise.kinds import (
 )
 from rdrop.noise.lifetime import LIFETIMES, Block, Drift
 from rdrop.noise.node import check
+from rdrop.noise.plan import Plan
 from rdrop.noise.rates import Rate, ScheduledRate, Shape
 from rdrop.sites import Site
 
@@ -52,6 +53,7 @@ __all__ = [
     "Mix",
     "Noise",
     "NoiseKind",
+    "Plan",
     "Rate",
     "ScheduledRate",
     "Shape",

@@ -13,7 +13,7 @@ of `rdrop.noise`.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -66,17 +66,23 @@ class NoiseKind(Node):
     Attributes:
         rate: a number, an array that broadcasts to the mask's axes, a tracer or a
             schedule. A leaf: jit, vmap and tree_map see it.
+        NORMAL: whether the numbers of a mask are normal, and not uniform in [0, 1).
     """
 
     rate: Rate
+
+    NORMAL: ClassVar[bool] = False
 
     def __post_init__(self):
         super().__post_init__()
         check_probability("rate", self.rate)
 
     def variate(self, key: Keys, shape: Shape) -> Float[Array, "B G U"]:
-        """Draws the random numbers of a mask: uniform in [0, 1)."""
-        return uniform(key, shape)
+        """Draws the random numbers of a mask."""
+        if not self.NORMAL:
+            return uniform(key, shape)
+        # The barrier keeps XLA from folding the scale of the mask into the numbers.
+        return jax.lax.optimization_barrier(normal(key, shape))
 
     def mask(self, variate: Float[Array, "B G U"]) -> Float[Array, "B G U"] | Mix | Add:
         """Turns random numbers into a mask; each kind has its own way."""
@@ -202,16 +208,13 @@ class Gaussian(Noise):
         TypeError: `rate` is text or a list.
     """
 
+    NORMAL = True
+
     def __post_init__(self):
         super().__post_init__()
         rate = known(self.rate)
         if rate is not None and np.any(rate == 1):
             raise ValueError(f"`rate` of Gaussian must lie in [0, 1), got {self.rate}.")
-
-    def variate(self, key: Keys, shape: Shape) -> Float[Array, "B G U"]:
-        """Draws standard normal numbers."""
-        # The barrier keeps XLA from folding the scale of the mask into the numbers.
-        return jax.lax.optimization_barrier(normal(key, shape))
 
     def mask(self, variate: Float[Array, "B G U"]) -> Float[Array, "B G U"]:
         """Scales the numbers to the standard deviation of `rate`."""
@@ -315,9 +318,7 @@ class Additive(Noise):
         default="step", metadata=one_of("sequence", "step", other=(Drift, Block))
     )
 
-    def variate(self, key: Keys, shape: Shape) -> Float[Array, "B G U"]:
-        """Draws standard normal numbers."""
-        return jax.lax.optimization_barrier(normal(key, shape))
+    NORMAL = True
 
     def mask(self, variate: Float[Array, "B G U"]) -> Add:
         """Scales the numbers to the standard deviation `rate`."""
@@ -377,14 +378,11 @@ class WeightNoise(NoiseKind):
 
     per = "sequence"
     gates = "each"
+    NORMAL = True
 
     def shape(self, rows: int, gates: int, units: int) -> Shape:
         """Returns the noise's axes (R, G, U)."""
         return (rows, gates, units)
-
-    def variate(self, key: Keys, shape: Shape) -> Float[Array, "R G U"]:
-        """Draws standard normal numbers."""
-        return jax.lax.optimization_barrier(normal(key, shape))
 
     def mask(self, variate: Float[Array, "R G U"]) -> Add:
         """Scales the numbers to the standard deviation `rate`."""

@@ -70,10 +70,14 @@ def normal(key: Keys, shape: tuple[int, ...]) -> Float[Array, "..."]:
         return jax.random.normal(key, shape, jnp.float32)
     if not _is_threefry(key) or not jax.threefry_partitionable.value:
         return _by_row(partial(jax.random.normal, shape=shape), key, shape)
-    # As in JAX, which makes a uniform number in (-1, 1) first.
+    return normal_of(uniform(key, shape))
+
+
+def normal_of(numbers: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the normal numbers that JAX makes of uniform ones in [0, 1)."""
     least = np.nextafter(np.float32(-1), np.float32(0))
-    numbers = uniform(key, shape) * (np.float32(1) - least) + least
-    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(jnp.maximum(least, numbers))
+    inside = numbers * (np.float32(1) - least) + least
+    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(jnp.maximum(least, inside))
 
 
 def _is_threefry(key) -> bool:
