@@ -37,9 +37,9 @@ BLACK, PURPLE, GREEN, RED = "#222222", "#8e44ad", "#2a9d5c", "#c0392b"
 SIZES, FEW, MANY = (1, 2, 4, 8, 16, 32, 64, 128), 1024, 2048
 
 
-def learn():
+def learn(config=CONFIG):
     """Trains; returns (batch, keys) -> log-probabilities, held-out and test split."""
-    config, task = make_sweep(CONFIG, "example").base, find("japanese_vowels")
+    config, task = make_sweep(config, "example").base, find("japanese_vowels")
     data = task.load(config.task)
     fit, valid = split(data, 0.2, (config.seed,))
     splits = (take(data.train, fit), data.test, take(data.train, valid))

@@ -16,6 +16,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -83,7 +84,7 @@ class Plan(struct.PyTreeNode):
             _choice(fold_in(key, STRIDE), shape, len(strides))
         ]
         number = jnp.asarray(self.number, jnp.int32)
-        part = (first + stride * number) % count
+        part = jax.lax.rem(first + stride * number, jnp.int32(count))
         within = uniform(fold_in(fold_in(key, PLACE), number), shape)
         numbers = (part.astype(jnp.float32) + within) / count
         return jnp.minimum(numbers, BELOW_ONE)
@@ -113,4 +114,4 @@ class Planned:
 
 def _choice(key, shape, count):
     """A random integer below `count` for each unit."""
-    return (uniform(key, shape) * count).astype(jnp.int32) % count
+    return (uniform(key, shape) * count).astype(jnp.int32)

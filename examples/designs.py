@@ -1,0 +1,96 @@
+"""Designs of passes: do antithetic and balanced masks need fewer passes?
+
+Three models learn Japanese Vowels. The mean of K passes is compared with the mean of
+very many, by the squared difference of their probabilities, over classes and test
+utterances. Independent passes need no measurement: K of them have 1 / K of the
+variance of one pass.
+
+    python -m examples.designs
+"""
+
+import argparse
+import time
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from examples.uncertainty import learn
+from rdrop import montecarlo
+from rdrop.noise.plan import Design
+
+TRAIN = {"epochs": 60, "evaluate_every": 60}
+MODELS = {
+    "LSTM, x 0.15 and h 0.5, held": {
+        "dropout": {"inputs": {"rate": 0.15}, "recurrent": {"rate": 0.5}},
+        "train": TRAIN,
+    },
+    "GRU, y 0.5, per step": {
+        "model": {"cell": "gru"},
+        "dropout": {"outputs": {"rate": 0.5, "per": "step"}},
+        "train": TRAIN,
+    },
+    "LSTM, U 0.5": {
+        "dropout": {"recurrent_weights": {"rate": 0.5}},
+        "train": TRAIN,
+    },
+}
+AT_ONCE = 64  # passes
+
+
+def measure(log_probs, batch, passes: int, repeats: int, reference: int):
+    """Returns mean squared errors [designs, repeats] of K passes, and of one pass."""
+
+    @jax.jit
+    def add(total, key):
+        keys = montecarlo.pass_keys(key, AT_ONCE)
+        probs = jax.vmap(lambda k: jnp.exp(log_probs(batch, k)))(keys)
+        return total[0] + probs.sum(axis=0), total[1] + (probs**2).sum(axis=0)
+
+    zeros = jnp.zeros_like(log_probs(batch))
+    total = (zeros, zeros)
+    for n in range(reference // AT_ONCE):
+        total = add(total, jax.random.fold_in(jax.random.key(1), n))
+    exact, square = (part / reference for part in total)
+    errors = []
+    for design in get_args(Design):
+
+        @jax.jit
+        def error(key, design=design):
+            keys = montecarlo.pass_keys(key, passes, design)
+            mean = montecarlo.predict(lambda k: log_probs(batch, k), keys)
+            return ((jnp.exp(mean.log_probs) - exact) ** 2).mean()
+
+        keys = jax.random.split(jax.random.key(2), repeats)
+        errors.append([float(error(key)) for key in keys])
+    return np.array(errors), float((square - exact**2).mean())
+
+
+def main() -> None:
+    """Prints a table: the error of each design, and the passes that it is worth."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--passes", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=64)
+    parser.add_argument("--reference", type=int, default=65_536, help="passes")
+    options = parser.parse_args()
+    print(f"{'':<30}{'error x 1e6':>20}{'of 1 / K':>12}{'worth':>12}")
+    for name, config in MODELS.items():
+        begun = time.perf_counter()
+        log_probs, _, test = learn(config)
+        errors, one = measure(
+            log_probs, test, options.passes, options.repeats, options.reference
+        )
+        for design, values in zip(get_args(Design), errors, strict=True):
+            mean, error = values.mean(), values.std(ddof=1) / len(values) ** 0.5
+            share = mean * options.passes / one
+            print(
+                f"{name if design == 'independent' else '':<30}{design:<12}"
+                f"{1e6 * mean:8.2f} ± {1e6 * error:.2f}{share:10.2f}"
+                f"{one / mean:10.1f} passes"
+            )
+        print(f"{'':<30}{time.perf_counter() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
