@@ -5,7 +5,7 @@ Here it stays a slice and an update, as long as all examples are at the same ste
 """
 
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -138,14 +138,27 @@ def alike(*trees: T) -> tuple[T, ...]:
     return jax.tree.map(vary, trees)
 
 
-def shard_batch(carry: T, xs: Shaped[Array, "..."], axis: int) -> T:
-    """Returns a carry that is sharded as the batch of `xs`, on an explicit mesh."""
+def shard_carry(carry: T, xs: Shaped[Array, "..."], axis: int, units: Any = None) -> T:
+    """Returns a carry that is sharded as its step will be, on an explicit mesh.
+
+    Args:
+        carry: leaves [B, H].
+        xs: its batch is sharded as the batch of `xs`.
+        axis: the time axis of `xs`.
+        units: the axis of the mesh over which units are sharded, or None.
+    """
     of_xs = jax.typeof(xs).sharding
     batch = of_xs.spec[1 - axis]
-    if batch is None:
+    if batch is None and units is None:
         return carry
-    sharding = NamedSharding(of_xs.mesh, PartitionSpec(batch))
+    sharding = NamedSharding(of_xs.mesh, PartitionSpec(batch, units))
     return jax.tree.map(lambda leaf: jax.reshard(leaf, sharding), carry)
+
+
+def axis_of_units(weights: Any) -> Any:
+    """Returns the explicit axis of the mesh that shards the columns of kernels."""
+    specs = [jax.typeof(leaf).sharding.spec for leaf in jax.tree.leaves(weights)]
+    return next((s[-1] for s in specs if len(s) == 2 and s[-1] is not None), None)
 
 
 def _varying(leaf) -> frozenset[str]:

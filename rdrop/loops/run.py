@@ -24,7 +24,7 @@ from rdrop.dropout import Dropout, Masks, resolve
 from rdrop.keys import StreamKeys
 from rdrop.lengths import valid_steps
 from rdrop.loops.associative import associative
-from rdrop.loops.buffer import alike, shard_batch
+from rdrop.loops.buffer import alike, axis_of_units, shard_carry
 from rdrop.loops.fused import fused
 from rdrop.loops.plain import plain
 from rdrop.loops.sequences import Order, Sequences, align
@@ -139,7 +139,10 @@ def run_sequences(
         # In reverse, the first step of an episode ends it.
         resets = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
     sequences = Sequences(xs, inside, valid, resets)
-    carry = shard_batch(carry, xs, order.axis)
+    units = axis_of_units(dropped)
+    if units is not None:
+        loop = plain  # the backward passes of the others do not shard kernels
+    carry = shard_carry(carry, xs, order.axis, units)
     carry, ys = loop(cell, *alike(dropped, carry, sequences), order)
     return carry, mask_units(ys, align(masks.outputs, order.axis))
 

@@ -188,6 +188,15 @@ class Cell(nnx.RNNCellBase):
             self.own.advance(1)
         return result
 
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Sets the mode of a copy that `nnx.view` makes; None leaves it as it is.
+
+        Args:
+            deterministic: whether calls without keys evaluate the expectation.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     def weights(self, x: Float[Array, "*batch D"], name: str = "x") -> cells.Weights:
         """Returns the parameters for inputs like `x`, in the compute dtype.
 

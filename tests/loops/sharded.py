@@ -77,6 +77,26 @@ def on_meshes(rnn, params, xs):
             yield f"{name}, no noise", largest_difference(ys, expected[1])
 
 
+def over_units(rnn, params, xs):
+    """An explicit mesh of two axes: examples over one, units over the other."""
+    outputs = with_gradients(lambda params, xs: rnn.apply(params, xs, NOISE, KEYS)[1])
+    expected = jax.jit(outputs)(params, xs)
+    kinds = (AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((SHARDS // 2, 2), ("data", "model"), axis_types=kinds)
+
+    def by_units(leaf):
+        spec = PartitionSpec(*[None] * (leaf.ndim - 1), "model")
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+    with jax.set_mesh(mesh):
+        batch = jax.device_put(xs, NamedSharding(mesh, BATCH))
+        actual = jax.jit(outputs)(jax.tree.map(by_units, params), batch)
+        assert actual[0][1].sharding.spec == PartitionSpec("data", None, "model")
+        yield "units", largest_difference(actual, expected)
+        masks = jax.jit(masks_of)(KEYS)
+        yield "units, masks", float(digest(masks) != digest(masks_of(KEYS)))
+
+
 def in_shard_map(rnn, params, xs):
     """`jax.shard_map` with and without its check; each shard folds in its index."""
 
@@ -163,7 +183,7 @@ def main(cases):
         name, loop = case.split(":")
         rnn = rdrop.RNN(getattr(rdrop, name)(UNITS), loop=loop)
         params = rnn.init(jax.random.key(0), jnp.float32(xs))
-        for ways in (on_meshes, in_shard_map):
+        for ways in (on_meshes, over_units, in_shard_map):
             for way, difference in ways(rnn, params, jnp.float32(xs)):
                 found[f"{case}, {way}"] = difference
     print(
