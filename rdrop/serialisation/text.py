@@ -54,7 +54,7 @@ def to_dict(dropout: Dropout | Sequence[Dropout]) -> dict[str, Any]:
     Example:
         >>> from rdrop import DropConnect
         >>> to_dict(Dropout(recurrent_weights=DropConnect(0.5)))
-        {'recurrent_weights': {'rate': 0.5, 'by': 'weight'}}
+        {'recurrent_weights': {'kind': 'dropconnect', 'rate': 0.5, 'by': 'weight'}}
     """
     if isinstance(dropout, Dropout):
         return {site: _table(site, noise) for site, noise in dropout.sites()}

@@ -82,7 +82,9 @@ def noise_for(wrapped, params, noise=NOISE):
 
 @pytest.mark.parametrize("call", quickly(CALLS, "episodes"))
 @pytest.mark.parametrize(
-    "kind", [*LINEN, *NNX], ids=lambda k: k.__module__[5:9] + k.__name__
+    "kind",
+    quickly([*LINEN, *NNX], nn.LSTMCell, nnx.GRUCell),
+    ids=lambda k: k.__module__[5:9] + k.__name__,
 )
 def test_a_wrapped_cell_is_the_cell_of_rdrop(kind, call, xs):
     options, arguments = CALLS[call]
@@ -96,7 +98,7 @@ def test_a_wrapped_cell_is_the_cell_of_rdrop(kind, call, xs):
     assert_close(*(jax.jit(run)(xs, dropout, KEYS) for run in (theirs, own)), 1e-6)
 
 
-@pytest.mark.parametrize("kind", LINEN)
+@pytest.mark.parametrize("kind", quickly(LINEN, nn.LSTMCell))
 def test_gradients_are_those_of_rdrop(kind, xs):
     cell = kind(UNITS)
     params, wrapped = params_of(cell, xs), rdrop.wrap(cell)
@@ -117,7 +119,7 @@ def test_gradients_are_those_of_rdrop(kind, xs):
     assert_close(dict(moved), dict(d_ported["params"]), 1e-10)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell])
+@pytest.mark.parametrize("kind", quickly([nn.LSTMCell, nn.GRUCell], nn.GRUCell))
 def test_masks_are_bitwise_those_of_rdrop(kind, xs):
     cell = kind(UNITS)
     params, wrapped = params_of(cell, xs), rdrop.wrap(cell)
@@ -130,12 +132,18 @@ def test_masks_are_bitwise_those_of_rdrop(kind, xs):
     jax.tree.map(np.testing.assert_array_equal, *both)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTMCell, nnx.GRUCell])
-@pytest.mark.parametrize("noise", [NOISE, MULTIPLIED], ids=["mixed", "multiplied"])
+@pytest.mark.parametrize(
+    ("kind", "noise"),
+    quickly(
+        [(c, n) for c in ("linen", "nnx") for n in ("mixed", "multiplied")],
+        ("linen", "multiplied"),
+    ),
+)
 def test_steps_are_the_sequence(kind, noise, xs):
-    cell = made(kind)
+    cell = made({"linen": nn.LSTMCell, "nnx": nnx.GRUCell}[kind])
     params, wrapped = params_of(cell, xs), rdrop.wrap(cell)
-    dropout = noise_for(wrapped, params, NOISE | noise)
+    multiplied = MULTIPLIED if noise == "multiplied" else {}
+    dropout = noise_for(wrapped, params, NOISE | multiplied)
     carry, ys = wrapped.apply(params, xs, dropout, KEYS)
     start = jax.tree.map(jnp.zeros_like, carry)
     for step in range(TIME):
@@ -145,6 +153,7 @@ def test_steps_are_the_sequence(kind, noise, xs):
     assert_close(start, carry, 1e-12)
 
 
+@pytest.mark.slow
 def test_time_may_come_first(xs):
     params = params_of(nn.LSTMCell(UNITS), xs)
     first = rdrop.wrap(nn.LSTMCell(UNITS))
@@ -155,6 +164,7 @@ def test_time_may_come_first(xs):
     assert_close(swapped, (carry, ys.swapaxes(0, 1)))
 
 
+@pytest.mark.slow
 def test_an_nnx_cell_is_differentiated_as_it_is(xs):
     cell = made(nnx.GRUCell)
     wrapped = rdrop.wrap(cell)
@@ -173,6 +183,7 @@ def test_an_nnx_cell_is_differentiated_as_it_is(xs):
     assert_close(h, ours, 1e-6)
 
 
+@pytest.mark.slow
 def test_a_convolution_has_a_unit_per_value():
     """Dropout of Keras' ConvLSTM: each value of the images has its number."""
     xs = jax.random.normal(jax.random.key(2), (BATCH, TIME, 4, 4, 2))
@@ -229,7 +240,7 @@ def weights():
     }
 
 
-@pytest.mark.parametrize("output", [None, "hidden_state"])
+@pytest.mark.parametrize("output", quickly([None, "hidden_state"], "hidden_state"))
 def test_a_function_of_the_reader(output, xs, weights):
     wrapped = rdrop.wrap(own, output=output, **OWN)
     dropout = rdrop.Dropout(**NOISE)

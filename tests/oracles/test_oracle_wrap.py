@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_all_matter, assert_close
+from helpers import assert_all_matter, assert_close, quickly
 
 import rdrop
 from rdrop import interop
@@ -47,7 +47,7 @@ def xs():
     return jax.random.normal(jax.random.key(5), (BATCH, TIME, FEATURES), jnp.float32)
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN"])
+@pytest.mark.parametrize("name", quickly(["LSTM", "GRU", "SimpleRNN"], "SimpleRNN"))
 def test_a_cell_of_keras(name, xs):
     keras = pytest.importorskip("keras")
     layer = getattr(keras.layers, name)(UNITS, return_sequences=True)
@@ -109,7 +109,10 @@ def gru_of(cell):
 @pytest.mark.parametrize(
     ("name", "weights", "noise"),
     [
-        ("LSTMCell", lstm_of, WEIGHTS | {"cell_state": rdrop.Zoneout(0.2)}),
+        pytest.param(
+            *("LSTMCell", lstm_of, WEIGHTS | {"cell_state": rdrop.Zoneout(0.2)}),
+            marks=pytest.mark.slow,
+        ),
         ("GRUCell", gru_of, {}),
     ],
 )
