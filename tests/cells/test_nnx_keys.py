@@ -70,6 +70,18 @@ def test_a_cell_of_its_own_noise_may_have_the_stream_dropout_only():
     assert (own != quiet).any()
 
 
+def test_a_view_that_is_deterministic_evaluates_the_expectation():
+    """As `nnx.Dropout` does; the model itself stays noisy."""
+    rnn = rnnx.RNN(
+        rnnx.SimpleCell(FEATURES, UNITS, dropout=LIVES, rngs=nnx.Rngs(0)), reverse=True
+    )
+    quiet = nnx.view(rnn, deterministic=True)
+    assert_close(quiet(XS)[1], rnn(XS, LIVES.expected())[1])
+    assert (rnn(XS)[1] != quiet(XS)[1]).any()
+    noisy_again = nnx.view(quiet, deterministic=False)
+    assert (noisy_again(XS)[1] != quiet(XS)[1]).any()
+
+
 @pytest.mark.parametrize("reverse", quickly([False, True], False))
 def test_inside_the_rnn_of_nnx_masks_live_as_they_say(reverse):
     """Held, drawn at each step, and new in each sequence; that RNN is flax's own."""

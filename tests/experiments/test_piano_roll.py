@@ -207,9 +207,8 @@ def test_batches_may_be_cut_to_steps_that_many_of_them_fit_into(lengths, size, s
     assert step_counts(np.array(lengths), max(lengths), size) == steps
 
 
-@pytest.mark.parametrize(
-    "steps", [(4, 8), pytest.param((1, 2, 4, 8), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [(4, 8), (1, 2, 4, 8)])
 def test_a_batch_that_is_cut_has_the_losses_and_gradients_of_the_whole(
     content, tmp_path, steps
 ):

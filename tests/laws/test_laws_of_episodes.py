@@ -234,7 +234,7 @@ def test_rnn_with_resets_is_its_definition(name, kind):
         assert not any(leaf[1].any() for leaf in leaves)  # reset at the first step
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", quickly([False, True], True))
 def test_blocks_of_a_long_sequence_keep_their_resets(monkeypatch, reverse):
     """With recomputation, in blocks of two steps."""
     monkeypatch.setattr("rdrop.loops.fused.steps_of_block", lambda *_: 2)

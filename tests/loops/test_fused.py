@@ -176,7 +176,8 @@ def cell_of(face):
 # Traced values do not outlive their trace.
 
 
-@pytest.mark.parametrize("loop", quickly(FAST, "fused"))
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", FAST)
 def test_no_tracer_leaks(loop):
     """The loop holds the equations, and not the bound module."""
     rnn = rdrop.RNN(CELLS["simple"], loop=loop)

@@ -113,7 +113,7 @@ def gru_of(cell):
             *("LSTMCell", lstm_of, WEIGHTS | {"cell_state": rdrop.Zoneout(0.2)}),
             marks=pytest.mark.slow,
         ),
-        ("GRUCell", gru_of, {}),
+        pytest.param("GRUCell", gru_of, {}, marks=pytest.mark.slow),
     ],
 )
 def test_a_cell_of_equinox(name, weights, noise, xs):
