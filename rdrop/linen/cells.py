@@ -111,9 +111,13 @@ class Cell(Advised, nn.RNNCellBase):
 
     @property
     def equations(self) -> cells.Recurrence:
-        """The equations of the cell, without parameters."""
-        fields = dataclasses.fields(self.EQUATIONS)
-        return self.EQUATIONS(**{f.name: getattr(self, f.name) for f in fields})
+        """The equations of the cell, without parameters.
+
+        An option of the equations that the module does not have is at its default.
+        """
+        own = {field.name for field in dataclasses.fields(self)}
+        named = [f.name for f in dataclasses.fields(self.EQUATIONS) if f.name in own]
+        return self.EQUATIONS(**{name: getattr(self, name) for name in named})
 
     @nn.nowrap
     def sites(self, features: int) -> dict[str, Site]:

@@ -130,6 +130,13 @@ def test_loops_agree_in_values_and_all_gradients(name, setting):
     assert_all_matter((results, in_masks, in_params, rest))
 
 
+def test_a_module_may_lack_options_of_its_equations():
+    """They are at their defaults; here those of an LSTM."""
+    cell = DoubledCell(3)
+    assert cell.equations == Doubled(3)
+    assert cell.equations.forget_bias == 1
+
+
 def test_every_site_it_declares_is_live():
     cell = MGUCell(**double)
     rnn = rdrop.RNN(cell)
