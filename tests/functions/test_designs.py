@@ -8,6 +8,7 @@ from helpers import quickly, traced_once
 
 import rdrop
 from rdrop import Add, Bernoulli, Dropout, Gaussian, montecarlo
+from rdrop.noise import Plan
 
 KEY, UNITS = jax.random.key(3), 8
 CELL = rdrop.LSTMCell(UNITS)
@@ -128,6 +129,19 @@ def test_steps_have_the_masks_of_the_sequence(design, per):
     for step in (0, 1):
         one = draw(noise, later.replace(step=jnp.full(4, step, jnp.int32)), batch=2)
         np.testing.assert_array_equal(one[:, 1], parts[:, 2 + step, 1])
+
+
+@pytest.mark.parametrize("least", [True, False])
+def test_numbers_stay_below_one(least, monkeypatch):
+    """At both ends of the 2^23 uniform numbers; a rate of 1 then drops all units."""
+    end = np.float32(0 if least else 1 - 2.0**-23)
+    ends = lambda key, shape: jnp.full(shape, end)  # noqa: E731
+    monkeypatch.setattr("rdrop.noise.plan.uniform", ends)
+    mirrored = Plan(1, 2, "antithetic").numbers(KEY, (1, 1, 2))
+    np.testing.assert_array_equal(mirrored, np.full((1, 1, 2), 1 - 2.0**-23 - end))
+    for number in range(3):
+        numbers = Plan(number, 3, "balanced").numbers(KEY, (1, 1, 2))
+        assert ((numbers >= 0) & (numbers < 1)).all()
 
 
 def test_independent_passes_are_those_without_a_plan():
