@@ -16,25 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from examples.uncertainty import learn
+from examples.uncertainty import CONFIG, learn
 from rdrop import montecarlo
 from rdrop.noise.plan import Design
 
-TRAIN = {"epochs": 60, "evaluate_every": 60}
 MODELS = {
-    "LSTM, x 0.15 and h 0.5, held": {
-        "dropout": {"inputs": {"rate": 0.15}, "recurrent": {"rate": 0.5}},
-        "train": TRAIN,
-    },
-    "GRU, y 0.5, per step": {
+    "LSTM, x 0.15 and h 0.5, held": CONFIG,
+    "GRU, y 0.5, per step": CONFIG
+    | {
         "model": {"cell": "gru"},
         "dropout": {"outputs": {"rate": 0.5, "per": "step"}},
-        "train": TRAIN,
     },
-    "LSTM, U 0.5": {
-        "dropout": {"recurrent_weights": {"rate": 0.5}},
-        "train": TRAIN,
-    },
+    "LSTM, U 0.5": CONFIG | {"dropout": {"recurrent_weights": {"rate": 0.5}}},
 }
 AT_ONCE = 64  # passes
 

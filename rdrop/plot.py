@@ -37,9 +37,8 @@ def masks(
     A site is a strip of squares, one per unit, with one row per gate if gates have
     separate masks. A unit that passes is filled, a dropped one is white and crossed
     out, and a state that keeps its old value is grey. Added noise is the darker, the
-    larger it is. Blue belongs to the vertical
-    arrows, orange to the horizontal ones. A mask held over the sequence looks the same
-    at all steps.
+    larger it is. Blue belongs to the vertical arrows, orange to the horizontal ones. A
+    mask held over the sequence looks the same at all steps.
 
     Args:
         masks: as `rdrop.draw` returns them for a sequence.

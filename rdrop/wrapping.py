@@ -51,9 +51,9 @@ class Known(NamedTuple):
     kernels: tuple[tuple[str, ...], tuple[str, ...]]
 
 
-def _dense(gates: str, path: str = "params/{}/kernel") -> Any:
-    """The paths of kernels that flax names by side and gate."""
-    return tuple(tuple(path.format(f"{s}{g}") for g in gates) for s in "ih")
+def _dense(gates: str) -> Any:
+    """The paths of kernels that flax.linen names by side and gate."""
+    return tuple(tuple(f"params/{s}{g}/kernel" for g in gates) for s in "ih")
 
 
 C_H, H = ("cell_state", "hidden_state"), ("hidden_state",)
@@ -423,11 +423,8 @@ class _Box(Recurrence):
         self, weights: Any, carry: tuple[Any, ...], z: Any, masks: Masks, tape: Tape
     ) -> tuple[tuple[Any, ...], Any]:
         """Advances the cell, then multiplies or mixes what it carries over."""
-        leaves = [
-            leaf.reshape(len(leaf), *like.shape[1:])
-            for leaf, like in zip(carry, self.leaves, strict=True)
-        ]
-        new, y = self.advance(weights, leaves, z.reshape(len(z), *self.features))
+        x = z.reshape(len(z), *self.features)
+        new, y = self.advance(weights, self._shaped(carry), x)
         after, y = list(self.flat(new)), _rows(y, 1)
         for place, name in enumerate(self.wrapped.states):
             if name is None or (mask := getattr(masks, name)) is None:
@@ -458,11 +455,14 @@ class _Box(Recurrence):
 
     def whole(self, carry: Sequence[Any]) -> Any:
         """Returns a flat carry in the shapes of the cell."""
-        leaves = [
+        return jax.tree.unflatten(self.treedef, self._shaped(carry))
+
+    def _shaped(self, carry):
+        """The leaves of a flat carry, in the shapes of the cell."""
+        return [
             leaf.reshape(len(leaf), *like.shape[1:])
             for leaf, like in zip(carry, self.leaves, strict=True)
         ]
-        return jax.tree.unflatten(self.treedef, leaves)
 
     def _turned(self, kernel):
         return kernel.T if self.wrapped.library.transposed else kernel

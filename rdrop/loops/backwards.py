@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdrop.cells import Recurrence, Weights
-from rdrop.cells.masking import masked_operands, project, with_bias
+from rdrop.cells.masking import masked_operands
 from rdrop.cells.recurrence import Carry, widened
 from rdrop.loops.buffer import buffers_like, put, take
 from rdrop.loops.forwards import Example, example_of, find_like
@@ -70,7 +70,7 @@ class Backwards:
         """Returns the residuals of all steps at once, from the carries before them."""
         xs, masks = self.block[:2]
         aligned = align(masks.inputs, self.order.axis)
-        zs = with_bias(self.weights, project(self.weights, xs, aligned))
+        zs = self.cell.project(self.weights, xs, aligned)
 
         def residuals(masks, carry, z):
             _, step, _ = record(self.cell, self.weights, carry, z, masks)

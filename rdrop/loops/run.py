@@ -133,15 +133,13 @@ def run_sequences(
         resets = resets if valid is None else resets & valid
     masks = resolve(call.dropout, keys, cell.sites(features), batch, time, resets)
     dropped = cell.drop(weights(xs), masks)
-    loop = _loop_of(cell, options.loop)
+    units = axis_of_units(dropped)
+    loop = _loop_of(cell, options.loop, units)
     inside = masks.replace(outputs=None, input_weights=None, recurrent_weights=None)
     if resets is not None and options.reverse:
         # In reverse, the first step of an episode ends it.
         resets = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
     sequences = Sequences(xs, inside, valid, resets)
-    units = axis_of_units(dropped)
-    if units is not None:
-        loop = plain  # the backward passes of the others do not shard kernels
     carry = shard_carry(carry, xs, order.axis, units)
     carry, ys = loop(cell, *alike(dropped, carry, sequences), order)
     return carry, mask_units(ys, align(masks.outputs, order.axis))
@@ -243,12 +241,15 @@ def check_features(name: str, features: int, kernel: Float[Array, "D GH"]) -> No
         )
 
 
-def _loop_of(cell, loop):
+def _loop_of(cell, loop, units):
     """Returns the loop of a name, or the one that a cell needs.
 
     A cell that is affine in its state is run by a scan; one with a projection of its
-    own by the plain loop, as the backward passes of the others know the kernel alone.
+    own, or with units over an axis of a mesh, by the plain loop, as the backward passes
+    of the others know the kernel alone, and do not shard it.
     """
+    if units is not None:
+        return plain
     if loop == "fused" and has_affine(cell):
         return associative
     if loop == "plain" or type(cell).project is not Recurrence.project:

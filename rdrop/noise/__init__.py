@@ -16,7 +16,7 @@ References:
     [7] Lim, Erichson, Hodgkinson, Mahoney. Noisy recurrent neural networks. NeurIPS
         2021. arXiv:2102.04877; checked with models.py of their code.
     [8] Graves, Mohamed, Hinton. Speech recognition with deep recurrent neural networks.
-        ICASSP 2013. arXiv:1303.5778.
+        ICASSP 2013. arXiv:1303.5778. (Text unchecked.)
 """
 
 from rdrop.noise.kinds import (

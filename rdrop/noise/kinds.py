@@ -369,7 +369,7 @@ class WeightNoise(NoiseKind):
 
     Attributes:
         rate: as in `Noise`, but in [0, 1]: the standard deviation; broadcasts to (rows,
-            gates, units). 0.075 in [8].
+            gates, units).
 
     Raises:
         ValueError: a known rate outside [0, 1].

@@ -6,8 +6,10 @@ passes depend on each other.
 
 References:
     [1] Hammersley, Morton. A new Monte Carlo technique: antithetic variates. 1956.
+        (Text unchecked.)
     [2] McKay, Beckman, Conover. A comparison of three methods for selecting values of
         input variables in the analysis of output from a computer code. 1979.
+        (Text unchecked.)
     [3] Durasov et al. Masksembles for uncertainty estimation. CVPR 2021.
         arXiv:2012.08334; checked with masksembles/common.py of their code.
 """
