@@ -26,6 +26,7 @@ from rdrop.noise.kinds import KINDS_BY_NAME, Add, Mix, NoiseKind
 from rdrop.noise.lifetime import lifetime_of
 from rdrop.noise.node import check
 from rdrop.noise.rates import Shape
+from rdrop.noise.threefry import sharded
 from rdrop.sites import SITES, Site
 
 KINDS: dict[str, tuple[type[NoiseKind], ...]] = {
@@ -216,7 +217,11 @@ def _draw(dropout, keys, sites, batch, time, resets) -> Masks:
             return lifetime.draw_step(noise, key, shapes[name], step)
         return lifetime.draw_steps(noise, key, shapes[name], step, time)
 
-    return Masks(**{name: mask(name, noise) for name, noise in dropout.sites()})
+    masks = {}
+    for name, noise in dropout.sites():
+        with sharded(sites[name].spec):
+            masks[name] = mask(name, noise)
+    return Masks(**masks)
 
 
 def _shapes(dropout, sites, batch) -> dict[str, Shape]:

@@ -24,6 +24,8 @@ References:
 
 from typing import Literal, NamedTuple
 
+from jax.sharding import PartitionSpec
+
 MULTIPLIERS = ("bernoulli", "gaussian", "concrete")
 
 
@@ -166,8 +168,10 @@ class Site(NamedTuple):
         gates: number of gates that read it.
         units: number of units of the mask.
         rows: rows of the kernel, for sites on weights; None elsewhere.
+        spec: how a mask (B, G, U) is sharded over explicit axes of the mesh, or None.
     """
 
     gates: int
     units: int
     rows: int | None = None
+    spec: PartitionSpec | None = None

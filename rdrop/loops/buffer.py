@@ -4,6 +4,7 @@
 Here it stays a slice and an update, as long as all examples are at the same step.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Shaped
+
+from rdrop.sites import Site
 
 T = TypeVar("T")
 Step = int | Int[Array, ""]
@@ -153,6 +156,41 @@ def shard_carry(carry: T, xs: Shaped[Array, "..."], axis: int, units: Any = None
         return carry
     sharding = NamedSharding(of_xs.mesh, PartitionSpec(batch, units))
     return jax.tree.map(lambda leaf: jax.reshard(leaf, sharding), carry)
+
+
+def shard_sites(
+    sites: Mapping[str, Site],
+    xs: Shaped[Array, "..."],
+    axis: int | None = None,
+    units: Any = None,
+) -> dict[str, Site]:
+    """Returns sites whose masks are sharded as what they multiply.
+
+    Masks on weights are whole on every device.
+
+    Args:
+        sites: of a cell.
+        xs: the inputs, whose batch and features may be sharded.
+        axis: the time axis of `xs`; None if it has none.
+        units: the axis of the mesh over which units are sharded, or None.
+    """
+    spec = jax.typeof(xs).sharding.spec
+    batch, features = spec[0 if axis is None else 1 - axis], spec[-1]
+
+    def sharded(name, site):
+        of_mask = PartitionSpec(batch, None, features if name == "inputs" else units)
+        whole = site.rows is not None or not any(of_mask)
+        return site if whole else site._replace(spec=of_mask)
+
+    return {name: sharded(name, site) for name, site in sites.items()}
+
+
+def unsharded(array: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """Returns an array that is whole on every device of an explicit mesh."""
+    sharding = jax.typeof(array).sharding
+    if not any(sharding.spec):
+        return array
+    return jax.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def axis_of_units(weights: Any) -> Any:

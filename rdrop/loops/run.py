@@ -24,7 +24,7 @@ from rdrop.dropout import Dropout, Masks, resolve
 from rdrop.keys import StreamKeys
 from rdrop.lengths import valid_steps
 from rdrop.loops.associative import associative
-from rdrop.loops.buffer import alike, axis_of_units, shard_carry
+from rdrop.loops.buffer import alike, axis_of_units, shard_carry, shard_sites, unsharded
 from rdrop.loops.fused import fused
 from rdrop.loops.plain import plain
 from rdrop.loops.sequences import Order, Sequences, align
@@ -86,8 +86,10 @@ def run_step(
         raise ValueError(f"`x` must have the axes [B, D], got shape {x.shape}.")
     batch, features = x.shape
     check_carry("carry", carry, cell, batch)
-    masks = resolve(dropout, keys, cell.sites(features), batch)
-    dropped = cell.drop(weights(x), masks)
+    own = weights(x)
+    sites = shard_sites(cell.sites(features), x, units=axis_of_units(own))
+    masks = resolve(dropout, keys, sites, batch)
+    dropped = cell.drop(own, masks)
     z = cell.project(dropped, x, masks.inputs)
     carry, y = cell.step(dropped, carry, z, masks, Tape())
     return carry, mask_units(y, masks.outputs)
@@ -131,9 +133,11 @@ def run_sequences(
     if call.resets is not None:
         resets = _check_resets(call.resets, xs.shape[:2]).swapaxes(0, order.axis)
         resets = resets if valid is None else resets & valid
-    masks = resolve(call.dropout, keys, cell.sites(features), batch, time, resets)
-    dropped = cell.drop(weights(xs), masks)
-    units = axis_of_units(dropped)
+    own = weights(xs)
+    units = axis_of_units(own)
+    sites = shard_sites(cell.sites(features), xs, order.axis, units)
+    masks = resolve(call.dropout, keys, sites, batch, time, resets)
+    dropped = cell.drop(own, masks)
     loop = _loop_of(cell, options.loop, units)
     inside = masks.replace(outputs=None, input_weights=None, recurrent_weights=None)
     if resets is not None and options.reverse:
@@ -229,7 +233,7 @@ def _check_resets(resets: Any, shape: tuple[int, ...]) -> Bool[Array, "..."]:
             f"`resets` must be bool of shape {shape}, the first axes of `xs`, got "
             f"{resets.dtype}{list(resets.shape)}."
         )
-    return jnp.asarray(resets)
+    return unsharded(jnp.asarray(resets))
 
 
 def check_features(name: str, features: int, kernel: Float[Array, "D GH"]) -> None:

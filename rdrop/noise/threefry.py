@@ -10,11 +10,15 @@ References:
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Integer, Key, UInt32
 
 Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
@@ -22,6 +26,25 @@ Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 Keys = Key[Array, "..."]
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
+
+_SPEC: ContextVar[PartitionSpec | None] = ContextVar("spec", default=None)
+
+
+@contextmanager
+def sharded(spec: PartitionSpec | None) -> Iterator[None]:
+    """Shards the numbers that are drawn inside over explicit axes of the mesh.
+
+    Each device then draws the part of the numbers that it holds; they are the same.
+
+    Args:
+        spec: of numbers (B, G, U), ignored along axes of size 1; None to leave them
+            whole.
+    """
+    token = _SPEC.set(spec)
+    try:
+        yield
+    finally:
+        _SPEC.reset(token)
 
 
 def fold_in(key: Keys, data: int | Integer[Array, "..."]) -> Keys:
@@ -61,13 +84,13 @@ def uniform(key: Keys, shape: tuple[int, ...]) -> Float[Array, "..."]:
         return _uniform(jax.random.key_data(key), key.shape, shape)
     if key.shape:
         return _by_row(partial(jax.random.uniform, shape=shape), key, shape)
-    return jax.random.uniform(key, shape, jnp.float32)
+    return jax.random.uniform(key, shape, jnp.float32, out_sharding=_spec(shape))
 
 
 def normal(key: Keys, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Returns the float32 numbers that `jax.random.normal` does; see `uniform`."""
     if not key.shape:
-        return jax.random.normal(key, shape, jnp.float32)
+        return jax.random.normal(key, shape, jnp.float32, out_sharding=_spec(shape))
     if not _is_threefry(key) or not jax.threefry_partitionable.value:
         return _by_row(partial(jax.random.normal, shape=shape), key, shape)
     return normal_of(uniform(key, shape))
@@ -84,6 +107,14 @@ def _is_threefry(key) -> bool:
     return str(jax.random.key_impl(key)) == "threefry2x32"
 
 
+def _spec(shape):
+    """The sharding of numbers of a shape; None if none was asked for."""
+    if (spec := _SPEC.get()) is None:
+        return None
+    axes = (axis if size > 1 else None for axis, size in zip(spec, shape, strict=True))
+    return PartitionSpec(*axes)
+
+
 def _by_row(draw, keys, shape):
     """Draws all rows with each key, and takes the row of the key.
 
@@ -96,11 +127,12 @@ def _by_row(draw, keys, shape):
 def _uniform(key_data, rows, shape):
     """Makes a number of the two words that its index is enciphered to."""
     full = (*rows, *shape[1:]) if rows else shape
-    index = jnp.zeros(full, jnp.uint32)
+    spec = _spec(full)
+    index = jnp.zeros(full, jnp.uint32, out_sharding=spec)
     stride = 1
     for axis in reversed(range(len(shape))):
         if shape[axis] > 1:
-            place = jax.lax.broadcasted_iota(jnp.uint32, full, axis)
+            place = jax.lax.broadcasted_iota(jnp.uint32, full, axis, out_sharding=spec)
             index = index + jnp.uint32(stride) * place
         stride *= shape[axis]
     inner = (1,) * (len(shape) - 1) if rows else ()

@@ -7,6 +7,7 @@ prints the largest difference from one device in each way of sharding a batch, a
 
 import hashlib
 import json
+import re
 import sys
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import rdrop
-from rdrop import Bernoulli, DropConnect, Dropout, Zoneout
+from rdrop import Bernoulli, Drift, DropConnect, Dropout, Gaussian, Zoneout
 
 SHARDS, TIME, FEATURES, UNITS = 8, 5, 3, 4
 BATCH = PartitionSpec("data")
@@ -23,6 +24,8 @@ ALL = PartitionSpec()
 KEYS = rdrop.stream_keys(jax.random.key(1))
 NOISE = Dropout(inputs=Bernoulli(0.4), hidden_state=Zoneout(0.3))
 ON_WEIGHTS = NOISE.replace(input_weights=DropConnect(0.5))
+DRIFTING = Dropout(inputs=Bernoulli(0.4, per=Drift(0.3)), outputs=Gaussian(0.3))
+RESETS = np.arange(SHARDS * TIME).reshape(SHARDS, TIME) % 3 == 1
 LENGTHS = np.array([5, 3, 0, 1, 5, 2, 4, 5])
 
 
@@ -79,8 +82,6 @@ def on_meshes(rnn, params, xs):
 
 def over_units(rnn, params, xs):
     """An explicit mesh of two axes: examples over one, units over the other."""
-    outputs = with_gradients(lambda params, xs: rnn.apply(params, xs, NOISE, KEYS)[1])
-    expected = jax.jit(outputs)(params, xs)
     kinds = (AxisType.Explicit,) * 2
     mesh = jax.make_mesh((SHARDS // 2, 2), ("data", "model"), axis_types=kinds)
 
@@ -88,13 +89,34 @@ def over_units(rnn, params, xs):
         spec = PartitionSpec(*[None] * (leaf.ndim - 1), "model")
         return jax.device_put(leaf, NamedSharding(mesh, spec))
 
+    def with_resets(params, xs, resets):
+        def outputs(params, xs):
+            return rnn.apply(params, xs, DRIFTING, KEYS, resets=resets)[1]
+
+        return with_gradients(outputs)(params, xs)
+
+    def without(params, xs, resets):
+        return with_gradients(lambda p, xs: rnn.apply(p, xs, NOISE, KEYS)[1])(
+            params, xs
+        )
+
+    for name, outputs in (("units", without), ("episodes of units", with_resets)):
+        program = jax.jit(outputs)
+        expected = program(params, xs, RESETS)
+        with jax.set_mesh(mesh):
+            batch, resets = (
+                jax.device_put(leaf, NamedSharding(mesh, BATCH))
+                for leaf in (xs, RESETS)
+            )
+            arguments = jax.tree.map(by_units, params), batch, resets
+            actual = program(*arguments)
+            assert actual[0][1].sharding.spec == PartitionSpec("data", None, "model")
+            yield name, largest_difference(actual, expected)
+            text = program.lower(*arguments).compile().as_text()
+            masks = re.findall(rf"f32\[(?:{TIME},)?{SHARDS},1,", text)
+            yield f"{name}, masks drawn whole", float(len(masks))
     with jax.set_mesh(mesh):
-        batch = jax.device_put(xs, NamedSharding(mesh, BATCH))
-        actual = jax.jit(outputs)(jax.tree.map(by_units, params), batch)
-        assert actual[0][1].sharding.spec == PartitionSpec("data", None, "model")
-        yield "units", largest_difference(actual, expected)
-        masks = jax.jit(masks_of)(KEYS)
-        yield "units, masks", float(digest(masks) != digest(masks_of(KEYS)))
+        assert digest(jax.jit(masks_of)(KEYS)) == digest(masks_of(KEYS))
 
 
 def in_shard_map(rnn, params, xs):

@@ -16,7 +16,14 @@ import sharded
 import rdrop
 
 DEVICES = "--xla_force_host_platform_device_count=8"
-WAYS = ("explicit", "auto", "units", "check_vma=True", "check_vma=False")
+WAYS = (
+    "explicit",
+    "auto",
+    "units",
+    "episodes of units",
+    "check_vma=True",
+    "check_vma=False",
+)
 
 
 def run(*cases):
