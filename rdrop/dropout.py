@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from rdrop.advice import describe
 from rdrop.keys import STREAMS, StreamKeys, check_keys, of_episode, rows_of
-from rdrop.noise.kinds import KINDS_BY_NAME, Add, Mix, NoiseKind
+from rdrop.noise.kinds import KINDS_BY_NAME, Add, Additive, Mix, NoiseKind
 from rdrop.noise.lifetime import lifetime_of
 from rdrop.noise.node import check
 from rdrop.noise.rates import Shape
@@ -234,6 +234,7 @@ def _shapes(dropout, sites, batch) -> dict[str, Shape]:
                 f'Site `{name}`: `gates` must be "shared", as no two gates read it, '
                 'got "each".'
             )
+        _check_complex(name, site, isinstance(noise, Additive))
         shapes[name] = noise.shape(site.rows or batch, site.gates, site.units)
         try:
             check(noise, shapes[name])
@@ -250,6 +251,14 @@ def _site(name: str, sites: Mapping[str, Site]) -> Site:
     return sites[name]
 
 
+def _check_complex(name: str, site: Site, is_added: bool) -> None:
+    if is_added and site.is_complex:
+        raise ValueError(
+            f"Site `{name}`: additive noise is real, and the units of this cell are "
+            "complex. Multiply or mix them, for example by Zoneout."
+        )
+
+
 def _check_masks(masks, sites, batch, time) -> None:
     for name, mask in masks.sites():
         site = _site(name, sites)
@@ -258,6 +267,7 @@ def _check_masks(masks, sites, batch, time) -> None:
                 raise TypeError(
                     f"`masks.{name}` must be an array, got a {form.__name__}."
                 )
+        _check_complex(name, site, isinstance(mask, Add))
         held = (site.rows or batch, site.gates, site.units)
         per_step = [] if time is None or site.rows else [(time, *held)]
         shape = jax.tree.leaves(mask)[0].shape

@@ -168,6 +168,8 @@ class Site(NamedTuple):
         gates: number of gates that read it.
         units: number of units of the mask.
         rows: rows of the kernel, for sites on weights; None elsewhere.
+        is_complex: whether the units are complex numbers; no real noise is added to
+            them.
         spec: how a mask (B, G, U) is sharded over explicit axes of the mesh, or None.
     """
 
@@ -175,3 +177,4 @@ class Site(NamedTuple):
     units: int
     rows: int | None = None
     spec: PartitionSpec | None = None
+    is_complex: bool = False

@@ -38,9 +38,16 @@ def quickly(values, *quick):
 
 
 def random_like(tree, seed=0):
-    """Returns normal float64 numbers in the shapes of a tree."""
+    """Returns normal numbers in the shapes of a tree: float64, or complex128."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), tree)
+
+    def normal(leaf):
+        values = rng.normal(size=leaf.shape)
+        if jnp.iscomplexobj(leaf):
+            values = values + 1j * rng.normal(size=leaf.shape)
+        return jnp.asarray(values)
+
+    return jax.tree.map(normal, tree)
 
 
 def stack_trees(trees):

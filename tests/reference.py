@@ -5,7 +5,8 @@ so that agreement is evidence.
 
 Symbols:
     x [T, D]; h, and c of an LSTM, [H]; W [D, G H], U [H, G H], b [G H] with the gates
-    side by side: i, f, g, o of an LSTM; z, r, n of a GRU; z, n of a minGRU.
+    side by side: i, f, g, o of an LSTM; z, r, n of a GRU; z, n of a minGRU; f, i, n of
+    a minLSTM; r, i, n of an RG-LRU. Of complex W, the real and the imaginary part.
     m(site, gate, unit): the factor of a noise site at one step of one example.
 
 Masks are a dict from the name of a site to an array (batch, gate, unit), or (step,
@@ -24,12 +25,15 @@ unit). An axis of size 1 is shared. A site that is not named has no noise.
 References:
     Hochreiter, Schmidhuber 1997, with the forget gate of Gers et al. 2000 (LSTM); Ba et
     al. 2016 as in TensorFlow 1's LayerNormBasicLSTMCell; Cho et al. 2014 (GRU, reset
-    before), PyTorch's GRU (reset after); Elman 1990; Feng et al. 2024 (minGRU). Noise:
+    before), PyTorch's GRU (reset after); Elman 1990; Feng et al. 2024 (minGRU,
+    minLSTM); De et al. 2024 (RG-LRU); Orvieto et al. 2023 (LRU); Smith et al. 2023
+    (S5); Beck et al. 2024 (sLSTM). Noise:
     Gal, Ghahramani 2016 (inputs, recurrent); Semeniuta et al. 2016 (update); Cheng et
     al. 2017 (gates); Moon et al. 2015 (cell_state); Krueger et al. 2017 (zoned); Wan et
     al. 2013, Merity et al. 2018 (weights); Gal et al. 2017 (smooth masks).
 """
 
+import cmath
 import itertools
 import math
 
@@ -259,6 +263,98 @@ def min_gru_step(x, state, w, m):
         h_new.append((1 - z) * h[j] + z * m("update", 0, j) * n)
     h_next, y = hand_on(h_new, h, m)
     return (h_next,), y
+
+
+def min_lstm_step(x, state, w, m):
+    """h_new = f h + i m_g n, with gates f / (f + i) and i / (f + i) of x alone."""
+    (h,) = state
+    h_new = []
+    for j in range(len(h)):
+        f, i, n = (from_input(n, j, x, w, m) + bias(n, j, w, len(h)) for n in range(3))
+        f, i = sigmoid(f), sigmoid(i)
+        kept = m("gates", 0, j) * f / (f + i) * h[j]
+        h_new.append(kept + m("gates", 1, j) * i / (f + i) * m("update", 0, j) * n)
+    h_next, y = hand_on(h_new, h, m)
+    return (h_next,), y
+
+
+def rg_lru_step(x, state, w, m):
+    """h_new = a h + sqrt(1 - a^2) i m_g n, a = exp(-8 max(r, 0) softplus(d))."""
+    (h,) = state
+    h_new = []
+    for j in range(len(h)):
+        r, i, n = (from_input(n, j, x, w, m) + bias(n, j, w, len(h)) for n in range(3))
+        r, i = m("gates", 0, j) * sigmoid(r), m("gates", 1, j) * sigmoid(i)
+        log_a = -8 * max(r, 0) * math.log(1 + math.exp(w["decay"][j]))
+        scale = math.sqrt(-math.expm1(2 * log_a))
+        h_new.append(math.exp(log_a) * h[j] + scale * i * m("update", 0, j) * n)
+    h_next, y = hand_on(h_new, h, m)
+    return (h_next,), y
+
+
+def diagonal_step(x, state, w, m, decay, scale, copies):
+    """c_new = decay c + m_g scale (m_x * x) B, y = copies Re(c_new C) + d m_x x."""
+    (c,) = state
+    seen, c_next, y = [], [], []
+    for k in range(len(c)):
+        u = complex(from_input(0, k, x, w, m), from_input(1, k, x, w, m))
+        new = decay[k] * c[k] + m("update", 0, k) * scale[k] * u
+        kept = m("zoned_cell_state", 0, k)
+        seen.append(m("cell_state", 0, k) * new)
+        c_next.append(kept * c[k] + (1 - kept) * seen[k])
+    C = w["output_kernel"]
+    for j in range(C.shape[1]):
+        y.append(0.0)
+        for k, value in enumerate(seen):
+            y[j] += copies * value.real * C[k, j]
+            y[j] += copies * value.imag * C[len(c) + k, j]
+        if "skip" in w:
+            y[j] += w["skip"][j] * m("inputs", 0, j) * x[j]
+    return (c_next,), y
+
+
+def lru_step(x, state, w, m):
+    """|decay| = exp(-exp(nu)), of phase exp(theta)."""
+    decay, scale = [], []
+    for nu, theta, gamma in w["diagonal"].T:
+        decay.append(cmath.exp(complex(-math.exp(nu), math.exp(theta))))
+        scale.append(math.exp(gamma))
+    return diagonal_step(x, state, w, m, decay, scale, 1)
+
+
+def s5_step(x, state, w, m):
+    """Zero-order hold: exp(l s), and (exp(l s) - 1) / l in front of the input."""
+    decay, scale = [], []
+    for real, imaginary, step in w["diagonal"].T:
+        eigenvalue = complex(real, imaginary)
+        decay.append(cmath.exp(eigenvalue * math.exp(step)))
+        scale.append((decay[-1] - 1) / eigenvalue)
+    return diagonal_step(x, state, w, m, decay, scale, 2)
+
+
+def slstm_step(x, state, w, m):
+    """The memory and its normaliser on the scale exp(scale); gates mask c alone."""
+    c, n, scale, h = state
+    next_state, h_new = ([], [], []), []
+    gates = [
+        [a + bias(gate, j, w, len(h)) for j, a in enumerate(both(gate, x, h, w, m))]
+        for gate in range(4)
+    ]
+    for j, (i, f, g, o) in enumerate(zip(*gates, strict=True)):
+        kept = scale[j] + math.log(sigmoid(f))
+        new_scale = max(i, kept)
+        i, f = math.exp(i - new_scale), math.exp(kept - new_scale)
+        n_new = f * n[j] + i
+        c_new = m("gates", 1, j) * f * c[j]
+        c_new += m("gates", 0, j) * i * m("update", 0, j) * math.tanh(g)
+        seen = m("cell_state", 0, j) * c_new + m("added_cell_state", 0, j)
+        share, old = m("zoned_cell_state", 0, j), math.exp(scale[j] - new_scale)
+        next_state[0].append(share * old * c[j] + (1 - share) * seen)
+        next_state[1].append(share * old * n[j] + (1 - share) * n_new)
+        next_state[2].append(new_scale)
+        h_new.append(m("gates", 2, j) * sigmoid(o) * seen / n_new)
+    h_next, y = hand_on(h_new, h, m)
+    return (*next_state, h_next), y
 
 
 def unroll(step, x, state, weights, masks, example, length, reverse=False):

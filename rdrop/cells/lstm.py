@@ -86,6 +86,7 @@ class LSTM(Recurrence):
     projection: int | None = None
 
     GATES: ClassVar[int] = 4
+    CARRY: ClassVar[tuple[str, ...]] = ("c", "h")
 
     def __post_init__(self):
         super().__post_init__()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from rdrop.dropout import Mask, Masks
 from rdrop.noise import Add, Mix
@@ -89,15 +89,15 @@ def split_gates(
 
 
 def mask_units(
-    value: Float[Array, "*batch H"], mask: Float[Array, "..."] | None
-) -> Float[Array, "*batch H"]:
+    value: Inexact[Array, "*batch H"], mask: Float[Array, "..."] | None
+) -> Inexact[Array, "*batch H"]:
     """Multiplies by a mask (B, 1, H), or (T, B, 1, H) if `value` has a time axis."""
     return value if mask is None else value * broadcast_units(value, mask)
 
 
 def broadcast_units(
-    value: Float[Array, "*batch H"], mask: Float[Array, "..."]
-) -> Float[Array, "..."]:
+    value: Inexact[Array, "*batch H"], mask: Float[Array, "..."]
+) -> Inexact[Array, "..."]:
     """Returns a mask of one gate with the axes and the dtype of a value."""
     mask = jnp.squeeze(mask, -2).astype(value.dtype)
     return mask.reshape((1,) * (value.ndim - mask.ndim) + mask.shape)
@@ -115,10 +115,10 @@ def mask_gates(
 
 
 def next_state(
-    new: Float[Array, "*batch H"],
-    old: Float[Array, "*batch H"],
+    new: Inexact[Array, "*batch H"],
+    old: Inexact[Array, "*batch H"],
     mask: Mask | Mix | Add | None,
-) -> Float[Array, "*batch H"]:
+) -> Inexact[Array, "*batch H"]:
     """Returns the state that the next step sees.
 
     It is multiplied, mixed with the old one, or has noise added.
@@ -127,7 +127,7 @@ def next_state(
         return new + broadcast_units(new, mask.noise)
     if not isinstance(mask, Mix):
         return mask_units(new, mask)
-    share = mask.share.astype(new.dtype)
+    share = mask.share.astype(jnp.finfo(new.dtype).dtype)
     return mask_units(old, share) + mask_units(new, 1 - share)
 
 

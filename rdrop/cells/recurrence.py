@@ -32,7 +32,8 @@ Parameters: TypeAlias = dict[str, tuple[Callable[..., Array], tuple[int, ...]]]
 class Recurrence:
     """A recurrence with noise. Subclass it with a `step` to define a cell.
 
-    A subclass that also supplies `affine` is run by an associative scan.
+    A subclass that also supplies `affine`, as an `rdrop.cells.Affine` does, is run by
+    an associative scan.
 
     Attributes:
         units: H, the size of the state.
@@ -44,6 +45,8 @@ class Recurrence:
         use_bias: whether there is a bias.
         GATES: number of blocks of H columns in the kernels.
         INITS: the initialisers that a cell takes.
+        WIDE: parameters that are computed with in float32 or wider.
+        CARRY: names of the arrays of the carry.
 
     Raises:
         ValueError: `units` is not an integer of 1 or more, or the cell lacks the
@@ -61,6 +64,8 @@ class Recurrence:
 
     GATES: ClassVar[int] = 1
     INITS: ClassVar[tuple[str, ...]] = ("kernel_init", "recurrent_init", "bias_init")
+    WIDE: ClassVar[tuple[str, ...]] = ()
+    CARRY: ClassVar[tuple[str, ...]] = ("h",)
 
     def __post_init__(self):
         check_count("units", self.units)
@@ -160,7 +165,10 @@ class Recurrence:
             dtype = jnp.result_type(x, *params.values())
             if not jnp.issubdtype(dtype, jnp.inexact):
                 dtype = jnp.promote_types(jnp.float32, dtype)
-        return {name: param.astype(dtype) for name, param in params.items()}
+        return {
+            name: param.astype(widened(dtype) if name in self.WIDE else dtype)
+            for name, param in params.items()
+        }
 
 
 def check_function(name: str, value: Any) -> None:

@@ -8,9 +8,14 @@ from rdrop.linen.cells import (
     Cell,
     GRUCell,
     LayerNormLSTMCell,
+    LRUCell,
     LSTMCell,
     MinGRUCell,
+    MinLSTMCell,
+    RGLRUCell,
+    S5Cell,
     SimpleCell,
+    SLSTMCell,
 )
 from rdrop.linen.layers import RNN, Bidirectional, Stack
 
@@ -19,9 +24,14 @@ __all__ = [
     "Bidirectional",
     "Cell",
     "GRUCell",
+    "LRUCell",
     "LSTMCell",
     "LayerNormLSTMCell",
     "MinGRUCell",
+    "MinLSTMCell",
+    "RGLRUCell",
+    "S5Cell",
+    "SLSTMCell",
     "SimpleCell",
     "Stack",
 ]

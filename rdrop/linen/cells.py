@@ -294,10 +294,88 @@ class SimpleCell(Cell):
 
 
 class MinGRUCell(Cell):
-    """Recurrence that is affine in its state; see `rdrop.cells.MinGRU`.
+    """Minimal GRU, affine in its state; see `rdrop.cells.MinGRU`.
 
     Attributes:
         units, dtype, param_dtype, dropout: as in `Cell`.
+        kernel_init, bias_init, use_bias: as in `Cell`.
+        activation: of the candidate, by default none.
     """
 
+    activation: cells.Activation = cells.linear
+
     EQUATIONS = cells.MinGRU
+
+
+class MinLSTMCell(Cell):
+    """Minimal LSTM, affine in its state; see `rdrop.cells.MinLSTM`.
+
+    Attributes:
+        units, dtype, param_dtype, dropout: as in `Cell`.
+        kernel_init, bias_init, use_bias: as in `Cell`.
+        activation: of the candidate, by default none.
+    """
+
+    activation: cells.Activation = cells.linear
+
+    EQUATIONS = cells.MinLSTM
+
+
+class RGLRUCell(Cell):
+    """Real-gated linear recurrent unit of Griffin; see `rdrop.cells.RGLRU`.
+
+    Attributes:
+        units, dtype, param_dtype, dropout: as in `Cell`.
+        kernel_init, bias_init, use_bias: as in `Cell`.
+    """
+
+    EQUATIONS = cells.RGLRU
+
+
+class LRUCell(Cell):
+    """Linear recurrent unit, of complex memory; see `rdrop.cells.LRU`.
+
+    Attributes:
+        units, dtype, param_dtype, dropout: as in `Cell`.
+        kernel_init: of both kernels.
+        state: size of the memory; None for `units`.
+        radii: least and largest modulus of the decay at initialisation.
+        largest_phase: of the decay at initialisation, in radians.
+    """
+
+    use_bias: bool = False
+    state: int | None = None
+    radii: tuple[float, float] = (0.0, 1.0)
+    largest_phase: float = 6.28
+
+    EQUATIONS = cells.LRU
+
+
+class S5Cell(Cell):
+    """State space model S5, of complex memory; see `rdrop.cells.S5`.
+
+    Attributes:
+        units, dtype, param_dtype, dropout: as in `Cell`.
+        kernel_init: of both kernels.
+        state: size of the memory, half of that of the paper; None for `units`.
+        blocks: of the state matrix at initialisation.
+        steps: least and largest time step at initialisation.
+    """
+
+    use_bias: bool = False
+    state: int | None = None
+    blocks: int = 1
+    steps: tuple[float, float] = (0.001, 0.1)
+
+    EQUATIONS = cells.S5
+
+
+class SLSTMCell(Cell):
+    """LSTM with exponential input gates, of xLSTM; see `rdrop.cells.SLSTM`.
+
+    Attributes:
+        units, dtype, param_dtype, dropout: as in `Cell`.
+        kernel_init, recurrent_init, bias_init, use_bias: as in `Cell`.
+    """
+
+    EQUATIONS = cells.SLSTM

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Inexact
 
 from rdrop.cells import Tape, Weights
+from rdrop.loops.plain import plain
 from rdrop.loops.sequences import (
     Order,
     Sequences,
@@ -20,22 +21,23 @@ from rdrop.loops.sequences import (
 def associative(
     cell: Any,
     weights: Weights,
-    carry: Float[Array, "B H"],
+    carry: Inexact[Array, "B N"],
     sequences: Sequences,
     order: Order,
-) -> tuple[Float[Array, "B H"], Float[Array, "..."]]:
+) -> tuple[Inexact[Array, "B N"], Float[Array, "..."]]:
     """Runs a cell that supplies `affine`; arguments and results as of `plain`."""
     xs, masks, valid, resets = sequences
     if order.time(xs) == 0:
-        return carry, jnp.zeros((*xs.shape[:-1], cell.units), carry.dtype)
+        return plain(cell, weights, carry, sequences, order)
     zs = cell.project(weights, xs, align(masks.inputs, order.axis))
-    zs = zs.astype(carry.dtype).swapaxes(0, order.axis)
+    zs = zs.swapaxes(0, order.axis)
 
     def affine(masks_t, z):
-        return cell.affine(z, merge(masks, masks_t))
+        z = z.astype(jnp.finfo(carry.dtype).dtype)
+        return cell.affine(weights, z, merge(masks, masks_t))
 
-    def outputs(masks_t, z, h):
-        return cell.step(weights, h, z, merge(masks, masks_t), Tape())[1]
+    def outputs(masks_t, z, state):
+        return cell.step(weights, state, z, merge(masks, masks_t), Tape())[1]
 
     factors, terms = jax.vmap(affine)(per_step(masks), zs)
     initial = cell.initial_carry()
@@ -55,19 +57,19 @@ def associative(
 
 
 def affine_scan(
-    factors: Float[Array, "T B H"],
-    terms: Float[Array, "T B H"],
-    h: Float[Array, "B H"],
+    factors: Inexact[Array, "T B N"],
+    terms: Inexact[Array, "T B N"],
+    state: Inexact[Array, "B N"],
     valid: Bool[Array, "T B"] | None = None,
     reverse: bool = False,
-) -> tuple[Float[Array, "T B H"], Float[Array, "T B H"]]:
-    """Runs h <- factor * h + term over time, by `jax.lax.associative_scan`.
+) -> tuple[Inexact[Array, "T B N"], Inexact[Array, "T B N"]]:
+    """Runs state <- factor * state + term over time, by `jax.lax.associative_scan`.
 
     Args:
         factors: of each step.
         terms: of each step.
-        h: the state before the first step; in reverse, after the last.
-        valid: False at padding, where h passes.
+        state: before the first step; in reverse, after the last.
+        valid: False at padding, where the state passes.
         reverse: whether to run from the last step to the first.
 
     Returns:
@@ -78,10 +80,10 @@ def affine_scan(
         terms = jnp.where(valid[..., None], terms, 0)
     scan = partial(jax.lax.associative_scan, reverse=reverse)
     factors, terms = scan(_composed, (factors, terms))
-    states = factors * h[None] + terms
+    states = factors * state[None] + terms
     if reverse:
-        return jnp.concatenate([states[1:], h[None]]), states
-    return jnp.concatenate([h[None], states[:-1]]), states
+        return jnp.concatenate([states[1:], state[None]]), states
+    return jnp.concatenate([state[None], states[:-1]]), states
 
 
 def _composed(first, second):

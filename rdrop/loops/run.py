@@ -208,20 +208,24 @@ def check_carry(name: str, carry: Any, cell: Recurrence, batch: int) -> None:
     """Raises a ValueError unless `carry` is like the initial one of the cell."""
     expected = jax.eval_shape(partial(cell.initial_carry, batch))
     leaves = jax.tree.leaves(carry)
+    is_complex = jnp.iscomplexobj(jax.tree.leaves(expected)[-1])
+    kind = jnp.complexfloating if is_complex else jnp.floating
     structure: Any = jax.tree.structure(expected)
     same = structure == jax.tree.structure(carry) and all(
-        jnp.shape(leaf) == like.shape
-        and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        jnp.shape(leaf) == like.shape and jnp.issubdtype(jnp.result_type(leaf), kind)
         for leaf, like in zip(leaves, jax.tree.leaves(expected), strict=True)
     )
     if not same:
-        shape = jax.tree.leaves(expected)[-1].shape
-        parts = "a tuple (c, h), each" if isinstance(expected, tuple) else "h"
+        last = jax.tree.leaves(expected)[-1]
+        names = ", ".join(cell.CARRY)
+        numbers = "complex numbers" if is_complex else "floats"
+        parts = f"a tuple ({names}), each" if isinstance(expected, tuple) else names
         each = [f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in leaves]
-        kind = "" if leaves and leaves[0] is carry else f"{type(carry).__name__} of "
-        got = kind + ", ".join(each) if leaves else describe(carry)
+        of_type = "" if leaves and leaves[0] is carry else f"{type(carry).__name__} of "
+        got = of_type + ", ".join(each) if leaves else describe(carry)
         raise ValueError(
-            f"`{name}` must be {parts} of floats of shape [B, H] = {shape}, got {got}."
+            f"`{name}` must be {parts} of {numbers} of shape [B, H] = {last.shape}, "
+            f"got {got}."
         )
 
 

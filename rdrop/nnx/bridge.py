@@ -15,15 +15,31 @@ from rdrop.nnx.cells import (
     Cell,
     GRUCell,
     LayerNormLSTMCell,
+    LRUCell,
     LSTMCell,
     MinGRUCell,
+    MinLSTMCell,
+    RGLRUCell,
+    S5Cell,
     SimpleCell,
+    SLSTMCell,
 )
 from rdrop.nnx.layers import RNN, Bidirectional, Stack
 
 Module: TypeAlias = Cell | RNN | Bidirectional | Stack
 Linen: TypeAlias = linen.Cell | linen.RNN | linen.Bidirectional | linen.Stack
-CELLS = (LSTMCell, LayerNormLSTMCell, GRUCell, SimpleCell, MinGRUCell)
+CELLS = (
+    LSTMCell,
+    LayerNormLSTMCell,
+    GRUCell,
+    SimpleCell,
+    MinGRUCell,
+    MinLSTMCell,
+    RGLRUCell,
+    LRUCell,
+    S5Cell,
+    SLSTMCell,
+)
 TO_NNX: dict[type, type[Cell]] = {getattr(linen, cell.__name__): cell for cell in CELLS}
 TO_LINEN = {cell: module for module, cell in TO_NNX.items()}
 

@@ -269,3 +269,33 @@ class MinGRUCell(Cell):
     """Recurrence that is affine in its state; see `rdrop.cells.MinGRU`."""
 
     EQUATIONS = cells.MinGRU
+
+
+class MinLSTMCell(Cell):
+    """Minimal LSTM, affine in its state; see `rdrop.cells.MinLSTM`."""
+
+    EQUATIONS = cells.MinLSTM
+
+
+class RGLRUCell(Cell):
+    """Real-gated linear recurrent unit; see `rdrop.cells.RGLRU`."""
+
+    EQUATIONS = cells.RGLRU
+
+
+class LRUCell(Cell):
+    """Linear recurrent unit, of complex memory; see `rdrop.cells.LRU`."""
+
+    EQUATIONS = cells.LRU
+
+
+class S5Cell(Cell):
+    """State space model S5, of complex memory; see `rdrop.cells.S5`."""
+
+    EQUATIONS = cells.S5
+
+
+class SLSTMCell(Cell):
+    """LSTM with exponential input gates; see `rdrop.cells.SLSTM`."""
+
+    EQUATIONS = cells.SLSTM

@@ -43,6 +43,11 @@ CELLS = {
     "gru_reset_before": rdrop.GRUCell(reset_after=False, **double),
     "simple": rdrop.SimpleCell(**double),
     "min_gru": rdrop.MinGRUCell(**double),
+    "min_lstm": rdrop.MinLSTMCell(**double),
+    "rg_lru": rdrop.RGLRUCell(**double),
+    "lru": rdrop.LRUCell(**double),
+    "s5": rdrop.S5Cell(**double),
+    "slstm": rdrop.SLSTMCell(**double),
 }
 # Of each set of sites one cell; the sizes of its sites are all that masks depend on.
 SITES_AS = {"layer_norm_lstm": "lstm", "gru_reset_before": "gru"}

@@ -22,6 +22,11 @@ CELLS = {
     "gru_reset_before": rdrop.GRUCell(reset_after=False, **double),
     "simple": rdrop.SimpleCell(**double),
     "min_gru": rdrop.MinGRUCell(**double),
+    "min_lstm": rdrop.MinLSTMCell(**double),
+    "rg_lru": rdrop.RGLRUCell(**double),
+    "lru": rdrop.LRUCell(**double),
+    "s5": rdrop.S5Cell(**double),
+    "slstm": rdrop.SLSTMCell(**double),
 }
 LOOPS = ("fused", "recompute", "plain")
 FAST = LOOPS[:2]
