@@ -85,13 +85,9 @@ def _decay(key, shape, dtype):
     return jnp.log(jnp.expm1(-log_radius)).astype(dtype)
 
 
-@jax.custom_jvp
 def _sqrt(x):
     """The square root, with a slope of at most `STEEPEST` [2]."""
-    return jnp.sqrt(x)
-
-
-@_sqrt.defjvp
-def _sqrt_jvp(primals, tangents):
-    root = _sqrt(*primals)
-    return root, tangents[0] / jnp.maximum(2 * root, 1 / STEEPEST)
+    is_steep = x < (0.5 / STEEPEST) ** 2
+    held = jax.lax.stop_gradient(x)
+    straight = jnp.sqrt(held) + STEEPEST * (x - held)
+    return jnp.where(is_steep, straight, jnp.sqrt(jnp.where(is_steep, 1, x)))

@@ -23,7 +23,10 @@ NOISE = Dropout(
     hidden_state=Zoneout(0.3),
     recurrent_weights=DropConnect(0.2),
 )
-CELLS = ("LSTMCell", "LayerNormLSTMCell", "GRUCell", "SimpleCell", "MinGRUCell")
+AFFINE = ("MinGRUCell", "MinLSTMCell", "RGLRUCell")
+COMPLEX = ("LRUCell", "S5Cell")
+CELLS = ("LSTMCell", "LayerNormLSTMCell", "GRUCell", "SimpleCell", "SLSTMCell")
+CELLS = (*CELLS, *AFFINE, *COMPLEX)
 
 
 @pytest.fixture
@@ -38,9 +41,9 @@ def keys():
 
 def noise_of(name):
     """On sites that the cell has."""
-    if name == "MinGRUCell":
-        return NOISE.replace(recurrent=None, recurrent_weights=None)
-    return NOISE
+    lacking = {"recurrent", "recurrent_weights"} if name in AFFINE + COMPLEX else set()
+    lacking |= {"hidden_state"} if name in COMPLEX else set()
+    return NOISE.replace(**dict.fromkeys(lacking))
 
 
 def linen_layers():

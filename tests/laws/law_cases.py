@@ -91,7 +91,12 @@ def every_site(cell, kind, rate):
     """Noise of a kind on each site that the cell has."""
     return Dropout(
         **{
-            site: noise_of(kind, site, size.gates if site in PER_GATE else 1, rate)
+            site: noise_of(
+                "bernoulli" if size.is_complex and kind == "additive" else kind,
+                site,
+                size.gates if site in PER_GATE else 1,
+                rate,
+            )
             for site, size in cell.sites(UNITS).items()
         }
     )

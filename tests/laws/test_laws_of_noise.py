@@ -107,6 +107,16 @@ def large_problem(cell):
     return cell.init(jax.random.key(0), carry, xs[:, 0]), xs, carry
 
 
+INEXACT = {
+    "layer_norm_lstm": 2e-5,
+    "min_gru": 1e-6,
+    "min_lstm": 1e-6,
+    "rg_lru": 1e-6,
+    "s5": 1e-5,
+    "slstm": 1e-6,
+}
+
+
 @pytest.mark.parametrize(
     ("name", "gates", "states"),
     quickly(
@@ -117,8 +127,7 @@ def large_problem(cell):
 def test_masks_that_change_nothing_are_bitwise_no_noise(name, gates, states):
     """At a size that shows another order of summation, and the full optimisation.
 
-    Layer normalisation, and MinGRU with a mask per gate, are compiled with other fused
-    multiply-adds.
+    Some cells are compiled with other fused multiply-adds.
     """
     cell = CELLS[name].clone(units=64, param_dtype=jnp.float32)
     params, xs, carry = large_problem(cell)
@@ -133,16 +142,18 @@ def test_masks_that_change_nothing_are_bitwise_no_noise(name, gates, states):
     masks = neutral_masks(sites, **options), neutral_masks(sites, **options, lead=(5,))
     step, unrolled = run(masks, params, xs, carry)
     expected_step, expected = run(None, params, xs, carry)
-    inexact = {"layer_norm_lstm": 2e-5, "min_gru": 1e-6}
-    if name in inexact:
-        assert_close((step, unrolled), (expected_step, expected), inexact[name])
+    if name in INEXACT:
+        assert_close((step, unrolled), (expected_step, expected), INEXACT[name])
     else:
         chex.assert_trees_all_equal((step, unrolled), (expected_step, expected))
 
 
 @pytest.mark.parametrize("name", quickly(CELLS, "lstm", "min_gru"))
 def test_rate_one_keeps_the_old_states_exactly(name):
-    """From keys, in evaluation, and over a sequence."""
+    """From keys, in evaluation, and over a sequence.
+
+    The memory of an sLSTM is kept on the scale of each step: there c / n is the same.
+    """
     cell = CELLS[name]
     states = [site for site in STATES if site in cell.sites(UNITS)]
     kept = Dropout(**{site: Zoneout(1.0) for site in states})
@@ -155,13 +166,18 @@ def test_rate_one_keeps_the_old_states_exactly(name):
 
     problem = problem_of(cell)
     for carry in run(*problem):
-        chex.assert_trees_all_equal(carry, problem[2])
+        if name == "slstm":
+            (c, n, _, h), (c_old, n_old, _, h_old) = carry, problem[2]
+            assert_close((c / n, h), (c_old / n_old, h_old))
+        else:
+            chex.assert_trees_all_equal(carry, problem[2])
 
 
 @pytest.mark.parametrize("name", quickly(CELLS, "simple"))
 def test_held_zoneout_is_the_same_mask_at_each_step(name):
     cell = CELLS[name]
-    held = draw(cell, Dropout(hidden_state=Zoneout(0.4, per="sequence")))
+    states = [site for site in STATES if site in cell.sites(UNITS)]
+    held = draw(cell, Dropout(**{states[-1]: Zoneout(0.4, per="sequence")}))
     steps = jax.tree.map(lambda m: jnp.broadcast_to(m, (TIME, *m.shape)), held)
 
     @jax.jit
@@ -296,7 +312,7 @@ def test_every_option_is_live(name, kind):
     """At full length each option of each site is felt in the outputs."""
     cell, noises = CELLS[name], {}
     for site, size in cell.sites(UNITS).items():
-        if site not in SITE_KINDS[kind]:
+        if site not in SITE_KINDS[kind] or (size.is_complex and kind is Additive):
             continue
         noise = kind(0.4) if site in WEIGHTS else kind(0.4, per="sequence")
         noises[site, "on"], noises[site, "off"] = (site, noise), (site, None)
@@ -338,7 +354,10 @@ def test_expectation_evaluates_with_its_factor(name):
     assert_close(*run(*problem_of(cell)))
 
 
-@pytest.mark.parametrize("name", quickly(CELLS, "gru"))
+HIDDEN = [name for name in CELLS if "hidden_state" in CELLS[name].sites(UNITS)]
+
+
+@pytest.mark.parametrize("name", quickly(HIDDEN, "gru"))
 def test_zoneout_evaluates_with_the_expected_mixture(name):
     """A step is affine in a mixed state, so many samples have that mean."""
     cell = CELLS[name]

@@ -150,7 +150,8 @@ def loss_of(rnn, noise=None, lengths=None, keys=None):
     def loss(params, xs, carry, noise=noise):
         options = {"initial_carry": carry, "lengths": lengths}
         carry, ys = rnn.apply(params, xs, noise, keys, **options)
-        return sum((leaf**2).sum() for leaf in jax.tree.leaves((carry, ys)))
+        leaves = jax.tree.leaves((carry, ys))
+        return sum((leaf * leaf.conj()).real.sum() for leaf in leaves)
 
     return loss
 

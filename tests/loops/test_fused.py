@@ -193,10 +193,14 @@ def half_gradients(name, loop, dtype, time):
     """Gradients in parameters and inputs, of compute in `dtype`; and the masks."""
     cell = CELLS[name].clone(units=16, param_dtype=jnp.float32, dtype=dtype)
     rnn = rdrop.RNN(cell, loop=loop)
-    problem = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), problem_of(rnn, time))
+    problem = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32), problem_of(rnn, time)[:2]
+    )
     params, xs = jax.tree.map(lambda leaf: leaf / 4, problem[0]), problem[1]
+    state = {*cell.sites(FEATURES)} & {"hidden_state", "cell_state"}
     noise = Dropout(
-        inputs=Bernoulli(0.5), hidden_state=Bernoulli(0.25, scale="expectation")
+        inputs=Bernoulli(0.5),
+        **{max(state): Bernoulli(0.25, scale="expectation")},
     )
 
     def loss(params, xs):

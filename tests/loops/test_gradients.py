@@ -51,7 +51,11 @@ MIXTURE = NORMAL.replace(recurrent=Concrete(0.4, gates="each"))
 def test_gradients_in_rates_are_those_of_the_plain_loop(name, noise):
     """Alone, and together with gradients in parameters; masks are float32."""
     noise = {"normal": NORMAL, "mixture": MIXTURE}[noise]
-    if name == "min_gru":
+    sites = CELLS[name].sites(FEATURES)
+    if "hidden_state" not in sites:
+        of_update = noise.recurrent.replace(gates="shared")
+        noise = Dropout(update=of_update, cell_state=noise.hidden_state)
+    elif "recurrent" not in sites:
         noise = noise.replace(recurrent=None)
     if name == "simple":
         noise = noise.replace(recurrent=noise.recurrent.replace(gates="shared"))

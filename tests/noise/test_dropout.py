@@ -221,6 +221,11 @@ CELLS = {
     "SimpleCell": {"update", "gates", "cell_state"},
     "GRUCell": {"cell_state"},
     "MinGRUCell": {"recurrent", "cell_state", "recurrent_weights"},
+    "MinLSTMCell": {"recurrent", "cell_state", "recurrent_weights"},
+    "RGLRUCell": {"recurrent", "cell_state", "recurrent_weights"},
+    "LRUCell": {"recurrent", "gates", "hidden_state", "recurrent_weights"},
+    "S5Cell": {"recurrent", "gates", "hidden_state", "recurrent_weights"},
+    "SLSTMCell": set(),
     "LSTMCell": set(),
     "LayerNormLSTMCell": set(),
 }
