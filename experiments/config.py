@@ -11,7 +11,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -75,17 +75,34 @@ class Task:
     """Characters per sequence, for the task characters."""
 
 
+CellName: TypeAlias = Literal[
+    "lstm",
+    "layernorm_lstm",
+    "slstm",
+    "gru",
+    "simple",
+    "mingru",
+    "minlstm",
+    "rg_lru",
+    "lru",
+    "s5",
+]
+
+
 @with_config(DESCRIBED)
 @dataclass(frozen=True)
 class Model:
     """Recurrent layers and a linear readout."""
 
-    cell: Literal["lstm", "layernorm_lstm", "gru", "simple", "mingru"] = "lstm"
+    cell: CellName = "lstm"
     """The recurrence."""
     units: Count = 64
     """Units of each layer."""
     layers: Count = 1
     """Layers of the stack."""
+    block: Literal["none", "glu", "mlp"] = "none"
+    """Whether each layer is a residual block: normalisation, recurrence, and a gated
+    linear unit or a perceptron, whose result is added to the input of the block."""
     forget_bias: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """Initial bias of the forget gates of an LSTM."""
 
@@ -173,9 +190,21 @@ class Method:
     """Rate of the method, in [0, 1]."""
 
 
+@with_config(DESCRIBED)
+@dataclass(frozen=True)
+class Depth:
+    """Stochastic depth: a residual block is left out for a sequence."""
+
+    rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Rate, in [0, 1); a block that stays is divided by 1 - rate."""
+
+
 Dropout: Any = dataclasses.make_dataclass(
     "Dropout",
-    [site_field(name, site) for name, site in SITES.items()],
+    [
+        *(site_field(name, site) for name, site in SITES.items()),
+        ("depth", Depth, field(default_factory=Depth)),
+    ],
     bases=(Method,),
     frozen=True,
 )

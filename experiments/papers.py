@@ -21,7 +21,18 @@ from experiments.language.model import sizes
 from experiments.runs.files import parse, read_file, write_text
 
 CLOSE = 1.5  # percent; a larger difference is not a reproduction
-GATES = {"lstm": 4, "layernorm_lstm": 4, "gru": 3, "simple": 1, "mingru": 2}
+GATES = {
+    "lstm": 4,
+    "layernorm_lstm": 4,
+    "slstm": 4,
+    "gru": 3,
+    "simple": 1,
+    "mingru": 2,
+    "minlstm": 3,
+    "rg_lru": 3,
+    "lru": 2,
+    "s5": 2,
+}
 Figure = Annotated[float, Field(gt=0)]
 
 

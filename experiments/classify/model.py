@@ -19,13 +19,71 @@ CELLS: dict[str, type[rdrop.Cell]] = {
     "layernorm_lstm": rdrop.LayerNormLSTMCell,
     "gru": rdrop.GRUCell,
     "simple": rdrop.SimpleCell,
+    "slstm": rdrop.SLSTMCell,
     "mingru": rdrop.MinGRUCell,
+    "minlstm": rdrop.MinLSTMCell,
+    "rg_lru": rdrop.RGLRUCell,
+    "lru": rdrop.LRUCell,
+    "s5": rdrop.S5Cell,
 }
 SITES = tuple(rdrop.Dropout.__dataclass_fields__)
 
 
+class ResidualBlock(nn.Module):
+    """A recurrence with a residual connection around it.
+
+        y = x + mix(recurrence(normalise(x)))
+
+    Normalisation is over units. The mix is `glu`, a * sigmoid(b) with a and b linear in
+    gelu(z) [1], or `mlp`, linear in gelu(a), a linear in z.
+
+    References:
+        [1] Smith, Warrington, Linderman. Simplified state space layers for sequence
+            modeling. ICLR 2023. arXiv:2208.04933; s5/layers.py.
+
+    Attributes:
+        cell: the recurrence, which keeps the number of units.
+        mix: "glu" or "mlp".
+    """
+
+    cell: rdrop.Cell
+    mix: Literal["glu", "mlp"]
+
+    @nn.compact
+    def __call__(
+        self,
+        xs: Float[Array, "B T H"],
+        lengths: Integer[Array, "B"],
+        dropout: rdrop.Dropout | None = None,
+        keys: rdrop.StreamKeys | None = None,
+        depth: Float[Array, ""] | None = None,
+    ) -> Float[Array, "B T H"]:
+        """Returns the outputs; without keys, no noise.
+
+        Args:
+            xs: inputs.
+            lengths: of the sequences.
+            dropout: noise of the recurrence.
+            keys: of the noise.
+            depth: rate at which the block is left out of a sequence, or None.
+        """
+        units = xs.shape[-1]
+        zs = nn.LayerNorm(name="norm")(xs)
+        _, zs = rdrop.RNN(self.cell)(zs, dropout, keys, lengths=lengths)
+        if self.mix == "glu":
+            zs = nn.glu(nn.Dense(2 * units, name="mix")(nn.gelu(zs)))
+        else:
+            zs = nn.gelu(nn.Dense(2 * units, name="mix")(zs))
+            zs = nn.Dense(units, name="out")(zs)
+        if depth is not None and keys is not None:
+            key = keys.site("inputs", "depth")
+            kept: Any = rdrop.Bernoulli(depth).draw(key, (len(xs), 1, 1))
+            zs = zs * kept
+        return xs + zs
+
+
 class Network(nn.Module):
-    """A stack of recurrent layers and a linear readout.
+    """A stack of recurrent layers, or of residual blocks, and a linear readout.
 
     Attributes:
         cell: the recurrence.
@@ -33,6 +91,7 @@ class Network(nn.Module):
         layers: number of layers.
         outputs: size of the readout.
         readout: whether the "last" valid output or "each" one is read out.
+        block: "none", or what is around each recurrence, see `ResidualBlock`.
     """
 
     cell: type[rdrop.Cell]
@@ -40,6 +99,7 @@ class Network(nn.Module):
     layers: int
     outputs: int
     readout: Literal["last", "each"]
+    block: Literal["none", "glu", "mlp"] = "none"
 
     @nn.compact
     def __call__(
@@ -48,14 +108,28 @@ class Network(nn.Module):
         lengths: Integer[Array, "B"],
         dropout: Dropout | None = None,
         keys: rdrop.StreamKeys | None = None,
+        depth: Float[Array, ""] | None = None,
     ) -> Float[Array, "B *T O"]:
         """Returns the readout; without keys, no noise."""
-        layers = [rdrop.RNN(self.cell(self.units)) for _ in range(self.layers)]
-        stack = rdrop.Stack(layers, name="stack")
-        _, ys = stack(xs, dropout, keys, lengths=lengths)
+        cells = [self.cell(self.units) for _ in range(self.layers)]
+        if self.block == "none":
+            stack = rdrop.Stack([rdrop.RNN(cell) for cell in cells], name="stack")
+            _, ys = stack(xs, dropout, keys, lengths=lengths)
+        else:
+            ys = self._blocks(cells, xs, lengths, dropout, keys, depth)
         if self.readout == "last":
             ys = ys[jnp.arange(len(ys)), lengths.astype(jnp.int32) - 1]
         return nn.Dense(self.outputs, name="readout")(ys)
+
+    def _blocks(self, cells, xs, lengths, dropout, keys, depth):
+        """Runs residual blocks over embedded inputs, and normalises their result."""
+        ys = nn.Dense(self.units, name="encoder")(xs)
+        for n, cell in enumerate(cells):
+            block = ResidualBlock(cell, self.block, name=f"block_{n}")
+            own = dropout[n] if isinstance(dropout, tuple) else dropout
+            of_layer = keys and keys.replace(layer=keys.layer + n)
+            ys = block(ys, lengths, own, of_layer, depth)
+        return nn.LayerNorm(name="norm")(ys)
 
 
 def cell_of(config: Config) -> type[rdrop.Cell]:
@@ -98,6 +172,23 @@ def dropout_of(configs: Sequence[Config]) -> Dropout:
             "of a site, such as dropout.inputs.rate."
         )
     return rdrop.Dropout(**{site: noise_of(_at(configs, site), site) for site in used})
+
+
+def depth_of(configs: Sequence[Config]) -> np.ndarray | None:
+    """Returns the rates of stochastic depth of lanes, None if all are 0.
+
+    Raises:
+        ConfigError: there are no residual blocks to leave out.
+    """
+    rates = _column(c.dropout.depth.rate for c in configs)
+    if not rates.any():
+        return None
+    if configs[0].model.block == "none":
+        raise ConfigError(
+            'dropout.depth.rate: must be 0 if model.block is "none", got '
+            f"{rates.max():g}."
+        )
+    return rates
 
 
 def learned(config: Config) -> list[str]:

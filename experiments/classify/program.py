@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
 from experiments.classify import consistency
-from experiments.classify.model import dropout_of
+from experiments.classify.model import depth_of, dropout_of
 from experiments.classify.splits import check_sizes, split
 from experiments.classify.train import (
     Functions,
@@ -152,6 +152,7 @@ def make_lanes(configs: Sequence[Config], data: Data) -> Lane:
     return Lane(
         key=keys,
         dropout=dropout,
+        depth=depth_of(configs),
         learning_rate=_column(c.train.learning_rate for c in configs),
         weight_decay=_column(c.train.weight_decay for c in configs),
         penalty=_column(c.second_pass.weight for c in configs),

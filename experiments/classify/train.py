@@ -37,6 +37,7 @@ class Lane(NamedTuple):
     Attributes:
         key: PRNG key of the seed.
         dropout: noise.
+        depth: rate of stochastic depth; None if there is none.
         learning_rate: learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         penalty: weight of the difference between two passes.
@@ -47,6 +48,7 @@ class Lane(NamedTuple):
 
     key: Key[Array, "..."]
     dropout: Dropout
+    depth: Float[Arrays, "..."] | None
     learning_rate: Float[Arrays, "..."]
     weight_decay: Float[Arrays, "..."]
     penalty: Float[Arrays, "..."]
@@ -110,11 +112,14 @@ class Training(NamedTuple):
         )
         return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
 
-    def outputs(self, params, dropout: Dropout, batch: Batch, keys=None) -> Any:
+    def outputs(
+        self, params, dropout: Dropout, batch: Batch, keys=None, depth=None
+    ) -> Any:
         """Returns the outputs for a batch; without keys, in expectation over noise."""
         dropout = with_rates(dropout, params["rates"])
         xs = self.task.inputs(batch)
-        return self.network.apply(params["network"], xs, batch.lengths, dropout, keys)
+        arguments = xs, batch.lengths, dropout, keys, depth
+        return self.network.apply(params["network"], *arguments)
 
     def judge(self, params, dropout: Dropout, batch: Batch) -> Score:
         """Returns the score of a batch, in expectation over the noise."""
@@ -149,13 +154,13 @@ class Training(NamedTuple):
         second pass.
         """
         config, keys = self.config.second_pass, rdrop.stream_keys(key)
-        outputs = self.outputs(params, lane.dropout, batch, keys)
+        outputs = self.outputs(params, lane.dropout, batch, keys, lane.depth)
         score = self.task.score(outputs, batch)
         loss = _means(score)[0]
         if config.penalty == "none":
             return loss * self._size(score) + self.price(params), loss
         others = consistency.keys(config, key, keys)
-        other = self.outputs(params, lane.dropout, batch, others)
+        other = self.outputs(params, lane.dropout, batch, others, lane.depth)
         if others is not None:
             loss = (loss + _means(self.task.score(other, batch))[0]) / 2
         weights = consistency.weights(outputs, score, batch)
@@ -175,7 +180,7 @@ class Training(NamedTuple):
         count = len(self.train.lengths)
         for site, logit in params["rates"].items():
             scale = getattr(self.config.dropout, site).length_scale
-            for kernel in _kernels(params["network"], site):
+            for kernel in _kernels(params["network"]["params"], site):
                 total += rdrop.concrete_regulariser(
                     jax.nn.sigmoid(logit),
                     kernel,
@@ -278,6 +283,7 @@ def make_training(config: Config, task: Task, data: Data) -> Training:
         config.model.layers,
         data.outputs,
         data.readout,
+        config.model.block,
     )
     return Training(config, task, network, data.train, tuple(learned(config)))
 
@@ -398,20 +404,25 @@ def _means(score: Score) -> list[Float[Array, ""]]:
     return [(value * weight).sum() for value in score.values.values()]
 
 
-def _kernels(network, site) -> list[Float[Array, "K N"]]:
+def _kernels(params, site) -> list[Float[Array, "K N"]]:
     """Returns the kernels that read the values of a site, one per layer.
 
     If no kernel reads them, the weights have no prior, which zeros stand for.
     """
-    params = network["params"]
-    names = sorted(params.keys() - {"readout"}, key=lambda n: int(n.rsplit("_")[-1]))
-    layers = [params[name] for name in names]
+    names = [name for name in params if "Cell_" in name]
+    cells = [params[n] for n in sorted(names, key=lambda n: int(n.rsplit("_")[-1]))]
     if site == "outputs":
-        return [layer["kernel"] for layer in (*layers[1:], params["readout"])]
+        blocks = [params.get(f"block_{n}") for n in range(len(cells))]
+        above = [*cells[1:], params["readout"]]
+        readers = [
+            block["mix"] if block else reader
+            for block, reader in zip(blocks, above, strict=True)
+        ]
+        return [reader["kernel"] for reader in readers]
     reader = {"inputs": "kernel", "recurrent": "recurrent_kernel"}.get(site)
     if reader:
-        return [layer[reader] for layer in layers]
-    return [jnp.zeros((len(layer["recurrent_kernel"]), 1)) for layer in layers]
+        return [cell[reader] for cell in cells]
+    return [jnp.zeros((len(params["readout"]["kernel"]), 1)) for _ in cells]
 
 
 def _batches(key, index, size) -> Int[Array, "batches size"]:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, with_config
 from experiments.config import (
     DESCRIBED,
     SITES,
+    CellName,
     Count,
     Noise,
     NotNegative,
@@ -48,7 +49,7 @@ class Task:
 class Model:
     """An embedding, recurrent layers, and a softmax over the vocabulary."""
 
-    cell: Literal["lstm", "layernorm_lstm", "gru", "simple", "mingru"] = "lstm"
+    cell: CellName = "lstm"
     """The recurrence."""
     embedding: Annotated[int, Field(ge=0)] = 200
     """Size of the vector of a token; 0: one-hot vectors."""

@@ -1,8 +1,8 @@
 """Affine recurrences: the next state is factor * state + term, unit by unit.
 
-Factor and term depend on the inputs and not on the state, so that an associative scan
-runs a sequence in O(log T) steps. Noise on the update, the gates and the state keeps a
-recurrence affine. There is no matrix product on the state, so the sites `recurrent` and
+Factor and term depend on the inputs and not on the state, so that they are computed for
+all steps at once, and an associative scan runs a sequence in O(log T) steps. Noise on
+the update, the gates and the state keeps a recurrence affine. There is no matrix product on the state, so the sites `recurrent` and
 `recurrent_weights` do not exist.
 """
 
@@ -19,7 +19,7 @@ from rdrop.dropout import Masks
 from rdrop.noise import Add, Mix
 from rdrop.sites import Site
 
-Pair = tuple[Inexact[Array, "*batch N"], Inexact[Array, "*batch N"]]
+Pair = tuple[Inexact[Array, "*#batch N"], Inexact[Array, "*batch N"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,27 +71,53 @@ class Affine(Recurrence):
     def step(
         self,
         weights: Weights,
-        carry: Float[Array, "*batch H"],
+        carry: Inexact[Array, "*batch N"],
+        z: Float[Array, "*batch GH"],
+        masks: Masks,
+        tape: Tape,
+    ) -> tuple[Inexact[Array, "*batch N"], Float[Array, "*batch H"]]:
+        """Advances the state by one step; see `Recurrence.step`."""
+        wide = z.astype(jnp.finfo(carry.dtype).dtype)
+        factor, term = self.coefficients(weights, wide, masks)
+        return self.emit(weights, factor * carry + term, carry, z, masks, tape)
+
+    def emit(
+        self,
+        weights: Weights,
+        new: Float[Array, "*batch H"],
+        old: Float[Array, "*batch H"],
         z: Float[Array, "*batch GH"],
         masks: Masks,
         tape: Tape,
     ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
-        """Advances h by one step; see `Recurrence.step`."""
-        factor, term = self.coefficients(weights, z.astype(carry.dtype), masks)
-        state, y = next_hidden(factor * carry + term, carry, masks.hidden_state)
-        return state, y.astype(z.dtype)
+        """Returns the state that the next step sees, and the output of this step.
 
-    def affine(
-        self, weights: Weights, z: Float[Array, "*batch GH"], masks: Masks
-    ) -> Pair:
-        """Returns (a, b) such that the next step sees a * state + b."""
-        factor, term = self.coefficients(weights, z, masks)
-        mask = self.mask_of_state(masks)
-        one, zero = jnp.ones_like(factor), jnp.zeros_like(term)
-        if not isinstance(mask, Add):
-            factor = next_state(factor, one, mask)
-        return factor, next_state(term, zero, mask)
+        Args:
+            weights: as in `coefficients`.
+            new: the new state.
+            old: the state before the step; not used without a mask of the state.
+            z: the projected input, in the compute dtype.
+            masks: of the step.
+            tape: as in `Recurrence.step`.
+        """
+        state, y = next_hidden(new, old, masks.hidden_state)
+        return state, y.astype(z.dtype)
 
     def mask_of_state(self, masks: Masks) -> Mask | Mix | Add | None:
         """Returns the mask of the state that the next step sees."""
         return masks.hidden_state
+
+
+def masked(
+    factor: Inexact[Array, "*#batch N"],
+    term: Inexact[Array, "*batch N"],
+    mask: Mask | Mix | Add | None,
+) -> Pair:
+    """Returns (a, b) such that a * state + b is the masked factor * state + term."""
+    if mask is None:
+        return factor, term
+    factor = jnp.broadcast_to(factor, term.shape)
+    one, zero = jnp.ones_like(factor), jnp.zeros_like(term)
+    if not isinstance(mask, Add):
+        factor = next_state(factor, one, mask)
+    return factor, next_state(term, zero, mask)

@@ -154,25 +154,23 @@ class Diagonal(Affine):
         """Returns decay and scaled input; see `Affine.coefficients`."""
         parts = z[..., : self.size], z[..., self.size : 2 * self.size]
         decay, scale = (
-            jnp.broadcast_to(row, parts[0].shape)
+            row.reshape((1,) * (z.ndim - 1) + (-1,))
             for row in self.decay(weights["diagonal"].astype(z.dtype))
         )
         return decay, mask_units(scale * jax.lax.complex(*parts), masks.update)
 
-    def step(
+    def emit(
         self,
         weights: Weights,
-        carry: Complex[Array, "*batch N"],
+        new: Complex[Array, "*batch N"],
+        old: Complex[Array, "*batch N"],
         z: Float[Array, "*batch GH"],
         masks: Masks,
         tape: Tape,
     ) -> tuple[Complex[Array, "*batch N"], Float[Array, "*batch H"]]:
-        """Advances c by one step; see `Recurrence.step`."""
-        wide = z.astype(carry.real.dtype)
-        factor, term = self.coefficients(weights, wide, masks)
+        """Returns the c that the next step sees, and y; see `Affine.emit`."""
         mask = self.mask_of_state(masks)
-        new = factor * carry + term
-        c = next_state(new, carry, mask)
+        c = next_state(new, old, mask)
         seen = new if isinstance(mask, Mix) else c
         parts = jnp.concatenate([seen.real, seen.imag], axis=-1)
         y = self.COPIES * tape.matmul(parts, weights["output_kernel"])

@@ -32,8 +32,7 @@ Parameters: TypeAlias = dict[str, tuple[Callable[..., Array], tuple[int, ...]]]
 class Recurrence:
     """A recurrence with noise. Subclass it with a `step` to define a cell.
 
-    A subclass that also supplies `affine`, as an `rdrop.cells.Affine` does, is run by
-    an associative scan.
+    A cell that is affine in its state is an `rdrop.cells.Affine`.
 
     Attributes:
         units: H, the size of the state.
@@ -175,11 +174,6 @@ def check_function(name: str, value: Any) -> None:
     """Raises a TypeError unless an argument is a function."""
     if not callable(value):
         raise TypeError(f"`{name}` must be a function, got {describe(value)}.")
-
-
-def has_affine(cell: Recurrence) -> bool:
-    """Returns whether a cell supplies `affine`, and an associative scan can run it."""
-    return hasattr(cell, "affine")
 
 
 def widened(dtype: DTypeLike) -> DTypeLike:

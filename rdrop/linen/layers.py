@@ -40,8 +40,9 @@ class RNN(Advised, nn.Module):
             by default; an input of the wrong layout is noticed only with `lengths`.
         reverse: whether to run from the last step to the first. Outputs stay at the
             time steps of their inputs, and keys have the direction "backward".
-        loop: "fused" has a backward pass of its own, and runs a cell that is affine in
-            its state by an associative scan. "recompute" keeps less for the backward
+        loop: "fused" has a backward pass of its own; of a cell that is affine in its
+            state, only the state is left to a scan, which on GPU and TPU takes O(log T)
+            steps. "recompute" keeps less for the backward
             pass, and computes the rest again for a block of steps at a time (gradient
             checkpointing): sequences of many blocks, of 1 MB each, take half the memory
             or less. "plain" is the definition, which also has derivatives in forward

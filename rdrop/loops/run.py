@@ -18,12 +18,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from rdrop.advice import describe
-from rdrop.cells import Carry, Recurrence, Tape, Weights, mask_units
-from rdrop.cells.recurrence import has_affine
+from rdrop.cells import Affine, Carry, Recurrence, Tape, Weights, mask_units
 from rdrop.dropout import Dropout, Masks, resolve
 from rdrop.keys import StreamKeys
 from rdrop.lengths import valid_steps
-from rdrop.loops.associative import associative
+from rdrop.loops.affine import affine
 from rdrop.loops.buffer import alike, axis_of_units, shard_carry, shard_sites, unsharded
 from rdrop.loops.fused import fused
 from rdrop.loops.plain import plain
@@ -252,14 +251,14 @@ def check_features(name: str, features: int, kernel: Float[Array, "D GH"]) -> No
 def _loop_of(cell, loop, units):
     """Returns the loop of a name, or the one that a cell needs.
 
-    A cell that is affine in its state is run by a scan; one with a projection of its
+    A cell that is affine in its state has a loop of its own; one with a projection of its
     own, or with units over an axis of a mesh, by the plain loop, as the backward passes
     of the others know the kernel alone, and do not shard it.
     """
     if units is not None:
         return plain
-    if loop == "fused" and has_affine(cell):
-        return associative
+    if loop == "fused" and isinstance(cell, Affine):
+        return affine
     if loop == "plain" or type(cell).project is not Recurrence.project:
         return plain
     return partial(fused, recompute=loop == "recompute")

@@ -112,6 +112,7 @@ INEXACT = {
     "min_gru": 1e-6,
     "min_lstm": 1e-6,
     "rg_lru": 1e-6,
+    "lru": 1e-5,
     "s5": 1e-5,
     "slstm": 1e-6,
 }
