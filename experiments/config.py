@@ -66,13 +66,15 @@ class Task:
 
     name: str = "japanese_vowels"
     """The shipped japanese_vowels; classify, regress, label, characters or piano_roll,
-    which read `data`; or the path of a .py file with your own task."""
+    which read `data`; selective_copy, which is made; or the path of a .py file with
+    your own task."""
     data: str = ""
     """Your file: .npz or .csv, text for characters, or .mat for piano_roll."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the sequences held out for testing, if the file has no split."""
     window: Count = 100
-    """Characters per sequence, for the task characters."""
+    """Characters per sequence, for the task characters; steps before the cues, for
+    selective_copy."""
 
 
 CellName: TypeAlias = Literal[

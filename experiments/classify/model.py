@@ -165,7 +165,9 @@ def dropout_of(configs: Sequence[Config]) -> Dropout:
                 f"dropout.{used[0]}.rate: must be 0 with the method {first.method}."
             )
         rates = _column(c.dropout.rate for c in configs)
-        return METHODS[first.method].preset(rates, configs[0].model.layers)
+        model = configs[0].model
+        sites = cell_of(configs[0])(model.units).sites(model.units)
+        return METHODS[first.method].preset(rates, model.layers, sites)
     if any(c.dropout.rate for c in configs):
         raise ConfigError(
             "dropout.rate: must be 0 without a method; set dropout.method or the rate "

@@ -19,6 +19,7 @@ BUILTIN = (
     "label",
     "characters",
     "piano_roll",
+    "selective_copy",
 )
 FUNCTIONS = {
     "load": "load(options)",

@@ -352,7 +352,8 @@ def test_builtin_tasks_keep_the_contract(tmp_path, name):
         pieces[0, :] = [np.zeros((5, 88)), np.ones((3, 88))]
         splits = ("traindata", "validdata", "testdata")
         scipy.io.savemat(path, dict.fromkeys(splits, pieces))
-    task, data = tasks.load_task(Options(name, str(path), test=0.4, window=10))
+    path = "" if name == "selective_copy" else str(path)
+    task, data = tasks.load_task(Options(name, path, test=0.4, window=10))
     assert task is tasks.find(name)
     assert isinstance(data, Data)
 
