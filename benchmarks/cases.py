@@ -5,6 +5,7 @@ import itertools
 from typing import Literal
 
 Noise = Literal["none", "sequence", "step"]
+Cell = Literal["lstm", "gru", "mingru", "rg_lru", "lru", "s5"]
 RATE = 0.5
 
 # rdrop's three loops; then its peers, and what noise each of them can do.
@@ -19,6 +20,9 @@ CAN: dict[str, tuple[Noise, ...]] = {
 # Those that the smaller tables compare, in their order.
 PEERS = ("rdrop", "rdrop-plain", "torch", "keras-jax")
 RESETTERS = ("rdrop", "rdrop-plain")
+LINEAR: tuple[Cell, ...] = ("mingru", "rg_lru", "lru", "s5")
+SCANS = ("rdrop", "rdrop-plain", "rdrop-at-once")
+LONG = (100, 1000, 10_000)  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +32,8 @@ class Case:
     Attributes:
         batch, time, features, units: B, T, D and H, float32, batch first.
         cell: the recurrence.
-        noise: masks on x_t and h_{t-1} at rate 0.5, held over the sequence or drawn at
-            each step.
+        noise: masks on x_t and h_{t-1}, or on the update of a linear cell, at rate 0.5,
+            held over the sequence or drawn at each step.
         gates: "each" gate has masks of its own, as in Keras, or all "shared" one.
         train: forward and backward pass, with respect to parameters and inputs; or
             forward alone.
@@ -40,7 +44,7 @@ class Case:
     time: int
     features: int
     units: int
-    cell: Literal["lstm", "gru"] = "lstm"
+    cell: Cell = "lstm"
     noise: Noise = "sequence"
     gates: Literal["shared", "each"] = "shared"
     train: bool = True
@@ -96,7 +100,16 @@ def plan() -> list[tuple[str, str, Case]]:
     for case in GROWTH:
         for who in ("rdrop", "rdrop-plain", "torch"):
             entries.append(("growth", who, _as_can(who, case)))
+    for case in linear():
+        whos = SCANS if case.cell in LINEAR else SCANS[:1]
+        entries += [("linear", who, case) for who in whos]
     return entries
+
+
+def linear() -> list[Case]:
+    """Returns the cases of linear cells, and of an LSTM to compare them with."""
+    cells: tuple[Cell, ...] = (*LINEAR, "lstm")
+    return [Case(16, time, 64, 64, cell=cell) for time in LONG for cell in cells]
 
 
 def _as_can(who: str, case: Case) -> Case:

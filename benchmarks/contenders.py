@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import RATE, Case
+from benchmarks.cases import LINEAR, RATE, Case
 
 
 def build(name: str, case: Case) -> Callable[[], object]:
@@ -20,6 +20,7 @@ def build(name: str, case: Case) -> Callable[[], object]:
         "rdrop": rdrop,
         "rdrop-recompute": partial(rdrop, loop="recompute"),
         "rdrop-plain": partial(rdrop, loop="plain"),
+        "rdrop-at-once": at_once,
         "peak": peak,
         "torch": torch,
         "flax": flax,
@@ -45,12 +46,20 @@ def rdrop(case: Case, loop: Any = "fused"):
 
     import rdrop as library
 
-    cells = {"lstm": library.LSTMCell, "gru": library.GRUCell}
+    cells = {
+        "lstm": library.LSTMCell,
+        "gru": library.GRUCell,
+        "mingru": library.MinGRUCell,
+        "rg_lru": library.RGLRUCell,
+        "lru": library.LRUCell,
+        "s5": library.S5Cell,
+    }
     rnn = library.RNN(cells[case.cell](case.units), loop=loop)
     dropout = None
     if case.noise != "none":
         noise = library.Bernoulli(RATE, per=case.noise, gates=case.gates)
-        dropout = library.Dropout(inputs=noise, recurrent=noise)
+        inside = "update" if case.cell in LINEAR else "recurrent"
+        dropout = library.Dropout(**{"inputs": noise, inside: noise})
 
     more = {}
     if case.resets:
@@ -65,6 +74,14 @@ def rdrop(case: Case, loop: Any = "fused"):
     params = rnn.init(jax.random.key(0), xs)
     function, steps = _jax_function(outputs, case), itertools.count()
     return lambda: jax.block_until_ready(function(params, xs, next(steps)))
+
+
+def at_once(case: Case):
+    """Our linear cells by an associative scan, as on a GPU."""
+    from rdrop.loops import affine
+
+    affine._in_turn = affine._at_once
+    return rdrop(case)
 
 
 def flax(case: Case):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cases import GROWTH, PEERS, RESETTERS, SHAPES, Case
+from benchmarks.cases import GROWTH, PEERS, RESETTERS, SCANS, SHAPES, Case, linear
 
 ROOT = Path(__file__).parent.parent
 NOTES = ROOT / "benchmarks/NOTES.md"
@@ -66,6 +66,7 @@ def tables(results: dict) -> dict[str, str]:
         "compile": _compile(results),
         "memory": _memory(results),
         "growth": _growth(results),
+        "linear": _linear(results),
         "sweep": _sweep(results),
     }
 
@@ -190,6 +191,17 @@ def _growth(results):
         rows.append([_shape(shape), _ms(ours), _ms(plain), _ms(torch), *ratios])
     heads = ["B, T, D, H", "rdrop", "plain scan", "torch, no noise"]
     return _table([*heads, "plain / rdrop", "torch / rdrop"], rows)
+
+
+def _linear(results):
+    rows = []
+    for case in linear():
+        at = Lookup(results, "linear", case)
+        times = [at(who, cell=case.cell) for who in SCANS]
+        peaks = [at(who, "peak_mb", cell=case.cell) for who in SCANS]
+        rows.append([str(case.time), case.cell, *map(_ms, times), *map(_ms, peaks)])
+    heads = [f"{who}, {unit}" for unit in ("ms", "MB") for who in SCANS]
+    return _table(["T", "cell", *heads], rows)
 
 
 def _sweep(results):

@@ -2,13 +2,14 @@
 
 Factor and term depend on the inputs and not on the state, so that they are computed for
 all steps at once, and an associative scan runs a sequence in O(log T) steps. Noise on
-the update, the gates and the state keeps a recurrence affine. There is no matrix product on the state, so the sites `recurrent` and
-`recurrent_weights` do not exist.
+the update, the gates and the state keeps a recurrence affine. There is no matrix
+product on the state, so the sites `recurrent` and `recurrent_weights` do not exist.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
@@ -19,6 +20,7 @@ from rdrop.dropout import Masks
 from rdrop.noise import Add, Mix
 from rdrop.sites import Site
 
+T = TypeVar("T")
 Pair = tuple[Inexact[Array, "*#batch N"], Inexact[Array, "*batch N"]]
 
 
@@ -56,9 +58,7 @@ class Affine(Recurrence):
         h = super().initial_carry(*batch)
         return h.astype(widened(h.dtype))
 
-    def coefficients(
-        self, weights: Weights, z: Float[Array, "*batch GH"], masks: Masks
-    ) -> Pair:
+    def coefficients(self, weights: Weights, z: Any, masks: Masks) -> Pair:
         """Returns (factor, term) such that the new state is factor * state + term.
 
         Args:
@@ -72,12 +72,12 @@ class Affine(Recurrence):
         self,
         weights: Weights,
         carry: Inexact[Array, "*batch N"],
-        z: Float[Array, "*batch GH"],
+        z: Any,
         masks: Masks,
         tape: Tape,
     ) -> tuple[Inexact[Array, "*batch N"], Float[Array, "*batch H"]]:
         """Advances the state by one step; see `Recurrence.step`."""
-        wide = z.astype(jnp.finfo(carry.dtype).dtype)
+        wide = in_float_of(carry, z)
         factor, term = self.coefficients(weights, wide, masks)
         return self.emit(weights, factor * carry + term, carry, z, masks, tape)
 
@@ -86,7 +86,7 @@ class Affine(Recurrence):
         weights: Weights,
         new: Float[Array, "*batch H"],
         old: Float[Array, "*batch H"],
-        z: Float[Array, "*batch GH"],
+        z: Any,
         masks: Masks,
         tape: Tape,
     ) -> tuple[Float[Array, "*batch H"], Float[Array, "*batch H"]]:
@@ -106,6 +106,12 @@ class Affine(Recurrence):
     def mask_of_state(self, masks: Masks) -> Mask | Mix | Add | None:
         """Returns the mask of the state that the next step sees."""
         return masks.hidden_state
+
+
+def in_float_of(state: Inexact[Array, "..."], z: T) -> T:
+    """Returns projected inputs in the float type of a real or complex state."""
+    dtype = jnp.finfo(state.dtype).dtype
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), z)
 
 
 def masked(

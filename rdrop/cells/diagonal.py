@@ -12,7 +12,7 @@ References:
 
 import dataclasses
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,9 @@ from rdrop.cells.tape import Tape
 from rdrop.dropout import Masks
 from rdrop.noise import Add, Mix
 from rdrop.sites import Site
+
+# (m_x * x) B, real and imaginary parts side by side, M = 2 N; and d * (m_x * x).
+Projected: TypeAlias = tuple[Float[Array, "*batch M"], Float[Array, "*batch H"] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,23 +142,20 @@ class Diagonal(Affine):
         weights: Weights,
         x: Float[Array, "*batch D"],
         mask: Float[Array, "..."] | None,
-    ) -> Float[Array, "*batch GH"]:
-        """Returns (m_x * x) B and d * (m_x * x) side by side, of one step or of all."""
+    ) -> Projected:
+        """Returns (m_x * x) B, and d * (m_x * x) or None, of one step or of all."""
         z = project(weights, x, mask)
         if "skip" not in weights:
-            return z
+            return z, None
         skip = weights["skip"].reshape((1,) * (x.ndim - 1) + (-1,))
-        skipping = mask_units(x.astype(z.dtype), mask) * skip
-        return jnp.concatenate([z, skipping], axis=-1)
+        return z, mask_units(x.astype(z.dtype), mask) * skip
 
-    def coefficients(
-        self, weights: Weights, z: Float[Array, "*batch GH"], masks: Masks
-    ) -> Pair:
+    def coefficients(self, weights: Weights, z: Projected, masks: Masks) -> Pair:
         """Returns decay and scaled input; see `Affine.coefficients`."""
-        parts = z[..., : self.size], z[..., self.size : 2 * self.size]
+        parts = jnp.split(z[0], 2, axis=-1)
         decay, scale = (
-            row.reshape((1,) * (z.ndim - 1) + (-1,))
-            for row in self.decay(weights["diagonal"].astype(z.dtype))
+            row.reshape((1,) * (z[0].ndim - 1) + (-1,))
+            for row in self.decay(weights["diagonal"].astype(z[0].dtype))
         )
         return decay, mask_units(scale * jax.lax.complex(*parts), masks.update)
 
@@ -164,7 +164,7 @@ class Diagonal(Affine):
         weights: Weights,
         new: Complex[Array, "*batch N"],
         old: Complex[Array, "*batch N"],
-        z: Float[Array, "*batch GH"],
+        z: Projected,
         masks: Masks,
         tape: Tape,
     ) -> tuple[Complex[Array, "*batch N"], Float[Array, "*batch H"]]:
@@ -174,9 +174,7 @@ class Diagonal(Affine):
         seen = new if isinstance(mask, Mix) else c
         parts = jnp.concatenate([seen.real, seen.imag], axis=-1)
         y = self.COPIES * tape.matmul(parts, weights["output_kernel"])
-        if "skip" in weights:
-            y = y + z[..., 2 * self.size :].astype(y.dtype)
-        return c, y
+        return c, y if z[1] is None else y + z[1].astype(y.dtype)
 
     def mask_of_state(self, masks: Masks) -> Mask | Mix | Add | None:
         """Returns the mask of c."""

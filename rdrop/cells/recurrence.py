@@ -130,8 +130,11 @@ class Recurrence:
         weights: Weights,
         x: Float[Array, "*batch D"],
         mask: Float[Array, "..."] | None,
-    ) -> Float[Array, "*batch GH"]:
-        """Returns (m_x * x) W + b, of one step or of all."""
+    ) -> Any:
+        """Returns (m_x * x) W + b, of one step or of all.
+
+        A cell may return a tree of other arrays, which is then the `z` of its `step`.
+        """
         return with_bias(weights, project(weights, x, mask))
 
     def step(

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from rdrop.cells import Affine, Tape, Weights
-from rdrop.cells.affine import masked
+from rdrop.cells.affine import in_float_of, masked
 from rdrop.loops.plain import plain
-from rdrop.loops.sequences import Order, Sequences, align
+from rdrop.loops.sequences import Order, Sequences
 
 
 def affine(
@@ -27,10 +27,9 @@ def affine(
     xs, masks, valid, resets = sequences
     if order.time(xs) == 0:
         return plain(cell, weights, carry, sequences, order)
-    zs = cell.project(weights, xs, align(masks.inputs, order.axis))
-    zs = zs.swapaxes(0, order.axis)
-    wide = zs.astype(jnp.finfo(carry.dtype).dtype)
-    coefficients = cell.coefficients(weights, wide, masks)
+    # Inputs are fewer than what they are projected to, and so faster to turn.
+    zs = cell.project(weights, xs.swapaxes(0, order.axis), masks.inputs)
+    coefficients = cell.coefficients(weights, in_float_of(carry, zs), masks)
     mask = cell.mask_of_state(masks)
     factors, terms = masked(*coefficients, mask)
     initial = cell.initial_carry()

@@ -48,6 +48,7 @@ def plain(
         return pass_padding(stepped, carry, valid_t)
 
     zs = cell.project(weights, xs, align(masks.inputs, order.axis))
-    steps = (zs.swapaxes(0, order.axis), per_step(masks), valid, resets)
+    zs = jax.tree.map(lambda z: z.swapaxes(0, order.axis), zs)
+    steps = (zs, per_step(masks), valid, resets)
     carry, ys = jax.lax.scan(body, carry, steps, reverse=order.reverse)
     return carry, ys.swapaxes(0, order.axis)

@@ -251,9 +251,9 @@ def check_features(name: str, features: int, kernel: Float[Array, "D GH"]) -> No
 def _loop_of(cell, loop, units):
     """Returns the loop of a name, or the one that a cell needs.
 
-    A cell that is affine in its state has a loop of its own; one with a projection of its
-    own, or with units over an axis of a mesh, by the plain loop, as the backward passes
-    of the others know the kernel alone, and do not shard it.
+    A cell that is affine in its state has its own loop. A cell with a projection of
+    its own, or with units over an axis of a mesh, is run by the plain loop, as the
+    backward passes of the others know the kernel alone, and do not shard it.
     """
     if units is not None:
         return plain
