@@ -64,7 +64,7 @@ class Affine(Recurrence):
         Args:
             weights: parameters, masks of weights applied.
             z: the projected input of the step, in the dtype of the state.
-            masks: of the step; those of the state itself are applied later.
+            masks: of the step; masks of the state itself are applied later.
         """
         raise NotImplementedError
 

@@ -35,7 +35,7 @@ class RGLRU(Affine):
     r is negative only with a negative mask, and the decay would then exceed 1.
 
     In [1] a linear layer comes before the unit, and the gates read its result; here the
-    candidate a_n is a linear function of x beside the gates, and with an identity for
+    candidate a_n is a linear function of x like the gates, and with an identity for
     its block of W the unit is the one of [1]. The kernels of the gates are dense; those
     of [2] are block-diagonal. The code of [2] does not multiply the first input of a
     sequence by the square root, which the equation of [1] does.

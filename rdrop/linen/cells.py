@@ -357,7 +357,8 @@ class S5Cell(Cell):
     Attributes:
         units, dtype, param_dtype, dropout: as in `Cell`.
         kernel_init: of both kernels.
-        state: size of the memory, half of that of the paper; None for `units`.
+        state: size of the memory, half of the state size of the paper; None for
+            `units`.
         blocks: of the state matrix at initialisation.
         steps: least and largest time step at initialisation.
     """
