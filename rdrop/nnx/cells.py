@@ -230,7 +230,7 @@ class Cell(nnx.RNNCellBase):
     def initialize_carry(  # type: ignore[override]
         self, input_shape: tuple[int, ...], rngs: Any = None
     ) -> Carry:
-        """Begins a sequence, and returns a carry of zeros; `rngs` is not used."""
+        """Begins a sequence, and returns its first carry; `rngs` is not used."""
         if self.own is not None:
             self.own.begin()
         return self.equations.initial_carry(*input_shape[:-1])
