@@ -24,9 +24,10 @@ from rdrop.cells.affine import Affine, Pair
 from rdrop.cells.masking import (
     Mask,
     Weights,
+    broadcastable,
     drop_kernel,
     mask_units,
-    next_state,
+    next_memory,
     project,
 )
 from rdrop.cells.recurrence import Initialiser, Parameters, widened
@@ -46,10 +47,10 @@ class Diagonal(Affine):
         c_new = decay * c + m_g * scale * ((m_x * x) B)
         y = Re(c_new C) + d * (m_x * x)
 
-    Decay and scale are constants [N] of a subclass. The next step sees
-    c_new multiplied by the mask of `cell_state`, or mixed with c. y is made from the
-    multiplied c, but from the c before mixing, as h of an LSTM is. A unit of a mask is
-    one complex number. d exists if inputs and outputs have the same size.
+    Decay and scale are constants [N] of a subclass. The next step sees c_new multiplied
+    by the mask of `cell_state`, or mixed with c. y is made from the multiplied c, but
+    from the c before mixing, as h of an LSTM is. A unit of a mask is one complex
+    number. d exists if inputs and outputs have the same size.
 
     Parameters:
         kernel [D, 2N]: B, real and then imaginary part; output_kernel [2N, H]: C, its
@@ -147,16 +148,14 @@ class Diagonal(Affine):
         z = project(weights, x, mask)
         if "skip" not in weights:
             return z, None
-        skip = weights["skip"].reshape((1,) * (x.ndim - 1) + (-1,))
+        skip = broadcastable(weights["skip"], x)
         return z, mask_units(x.astype(z.dtype), mask) * skip
 
     def coefficients(self, weights: Weights, z: Projected, masks: Masks) -> Pair:
         """Returns decay and scaled input; see `Affine.coefficients`."""
         parts = jnp.split(z[0], 2, axis=-1)
-        decay, scale = (
-            row.reshape((1,) * (z[0].ndim - 1) + (-1,))
-            for row in self.decay(weights["diagonal"].astype(z[0].dtype))
-        )
+        rows = self.decay(weights["diagonal"].astype(z[0].dtype))
+        decay, scale = (broadcastable(row, z[0]) for row in rows)
         return decay, mask_units(scale * jax.lax.complex(*parts), masks.update)
 
     def emit(
@@ -169,9 +168,7 @@ class Diagonal(Affine):
         tape: Tape,
     ) -> tuple[Complex[Array, "*batch N"], Float[Array, "*batch H"]]:
         """Returns the c that the next step sees, and y; see `Affine.emit`."""
-        mask = self.mask_of_state(masks)
-        c = next_state(new, old, mask)
-        seen = new if isinstance(mask, Mix) else c
+        c, seen = next_memory(new, old, masks.cell_state)
         parts = jnp.concatenate([seen.real, seen.imag], axis=-1)
         y = self.COPIES * tape.matmul(parts, weights["output_kernel"])
         return c, y if z[1] is None else y + z[1].astype(y.dtype)

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from jax.nn.initializers import zeros
 from jaxtyping import Array, Float
 
-from rdrop.cells.masking import Weights, mask_gates, mask_units, next_hidden
+from rdrop.cells.masking import (
+    Weights,
+    broadcastable,
+    mask_gates,
+    mask_units,
+    next_hidden,
+)
 from rdrop.cells.recurrence import Parameters, Recurrence, check_function
 from rdrop.cells.tape import SIGMOID, Activation, Tape
 from rdrop.dropout import Masks
@@ -101,7 +107,7 @@ class GRU(Recurrence):
             u_zr, u_n = jnp.split(recurred, [2 * self.units], axis=-1)
             if self.use_bias:
                 bias = weights["recurrent_bias"].astype(h.dtype)
-                u_n = u_n + bias.reshape((1,) * (h.ndim - 1) + bias.shape)
+                u_n = u_n + broadcastable(bias, u_n)
             candidate = tape.save(u_n)
             update, reset = activated(u_zr)
             n = tape.activate(self.activation, a_n + reset * candidate)

@@ -26,15 +26,15 @@ from jaxtyping import Array, Float
 from rdrop.arguments import check_count
 from rdrop.cells.masking import (
     Weights,
+    broadcastable,
     mask_gates,
     mask_units,
     next_hidden,
-    next_state,
+    next_memory,
 )
 from rdrop.cells.recurrence import Parameters, Recurrence, check_function
 from rdrop.cells.tape import SIGMOID, TANH, Activation, Tape
 from rdrop.dropout import Masks
-from rdrop.noise import Mix
 from rdrop.sites import Site
 
 # c, and h, which has another size with a projection.
@@ -148,8 +148,7 @@ class LSTM(Recurrence):
         i, f, o = mask_gates((i, f, o), masks.gates)
         c_new = f * c + i * mask_units(g, masks.update)
         c_new = self.normalise_memory(weights, c_new)
-        c_next = next_state(c_new, c, masks.cell_state)
-        seen = c_new if isinstance(masks.cell_state, Mix) else c_next
+        c_next, seen = next_memory(c_new, c, masks.cell_state)
         h_new = o * tape.activate(self.activation, seen)
         if self.projection is not None:
             h_new = tape.matmul(h_new, weights["projection"])
@@ -236,15 +235,14 @@ class LayerNormLSTM(LSTM):
         self, weights: Weights, c: Float[Array, "*batch H"]
     ) -> Float[Array, "*batch H"]:
         """Returns the normalised memory."""
-        shape = (1,) * (c.ndim - 1) + (self.units,)
-        gain, shift = (weights[n].reshape(shape) for n in ("cell_gain", "cell_shift"))
-        return _normalise(c, gain, shift)
+        names = "cell_gain", "cell_shift"
+        return _normalise(c, *(broadcastable(weights[name], c) for name in names))
 
 
 def _activate(a, tape):
     """Activates all gates by one tanh: sigmoid(x) = (1 + tanh(x / 2)) / 2."""
     half = np.repeat([0.5, 0.5, 1, 0.5], a.shape[-1] // 4)
-    half = jnp.asarray(half, a.dtype).reshape((1,) * (a.ndim - 1) + half.shape)
+    half = broadcastable(jnp.asarray(half, a.dtype), a)
     return half * tape.tanh(half * a) + (1 - half)
 
 

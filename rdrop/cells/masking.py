@@ -53,7 +53,14 @@ def with_bias(
     """Adds the bias of a cell to projected inputs, if the cell has one."""
     if "bias" not in weights:
         return z
-    return z + weights["bias"].reshape((1,) * (z.ndim - 1) + (-1,))
+    return z + broadcastable(weights["bias"], z)
+
+
+def broadcastable(
+    values: Inexact[Array, "*last"], like: Inexact[Array, "..."]
+) -> Inexact[Array, "..."]:
+    """Returns values of the last axes with as many axes as another array."""
+    return values.reshape((1,) * (like.ndim - values.ndim) + values.shape)
 
 
 def masked_matmul(
@@ -99,8 +106,7 @@ def broadcast_units(
     value: Inexact[Array, "*batch H"], mask: Float[Array, "..."]
 ) -> Inexact[Array, "..."]:
     """Returns a mask of one gate with the axes and the dtype of a value."""
-    mask = jnp.squeeze(mask, -2).astype(value.dtype)
-    return mask.reshape((1,) * (value.ndim - mask.ndim) + mask.shape)
+    return broadcastable(jnp.squeeze(mask, -2).astype(value.dtype), value)
 
 
 def mask_gates(
@@ -129,6 +135,19 @@ def next_state(
         return mask_units(new, mask)
     share = mask.share.astype(jnp.finfo(new.dtype).dtype)
     return mask_units(old, share) + mask_units(new, 1 - share)
+
+
+def next_memory(
+    new: Inexact[Array, "*batch H"],
+    old: Inexact[Array, "*batch H"],
+    mask: Mask | Mix | Add | None,
+) -> tuple[Inexact[Array, "*batch H"], Inexact[Array, "*batch H"]]:
+    """Returns the memory that the next step sees, and the one that h is made from.
+
+    h is made from a multiplied or a noisy memory, but from the one before mixing.
+    """
+    state = next_state(new, old, mask)
+    return state, new if isinstance(mask, Mix) else state
 
 
 def next_hidden(

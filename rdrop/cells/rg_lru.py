@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rdrop.cells.affine import Affine, Pair
-from rdrop.cells.masking import Weights, mask_gates, mask_units
+from rdrop.cells.masking import Weights, broadcastable, mask_gates, mask_units
 from rdrop.cells.recurrence import Parameters
 from rdrop.dropout import Masks
 from rdrop.sites import Site
@@ -69,10 +69,8 @@ class RGLRU(Affine):
         """Returns decay and scaled candidate; see `Affine.coefficients`."""
         r, i, candidate = jnp.split(z, 3, axis=-1)
         r, i = mask_gates((jax.nn.sigmoid(r), jax.nn.sigmoid(i)), masks.gates)
-        speed = jax.nn.softplus(weights["decay"]).astype(z.dtype)
-        log_decay = (
-            -SHARPNESS * jnp.maximum(r, 0) * speed.reshape((1,) * (z.ndim - 1) + (-1,))
-        )
+        speed = broadcastable(jax.nn.softplus(weights["decay"]).astype(z.dtype), z)
+        log_decay = -SHARPNESS * jnp.maximum(r, 0) * speed
         scale = _sqrt(-jnp.expm1(2 * log_decay))
         return jnp.exp(log_decay), scale * i * mask_units(candidate, masks.update)
 

@@ -18,6 +18,7 @@ from rdrop.cells.masking import (
     mask_gates,
     mask_units,
     next_hidden,
+    next_memory,
     next_state,
 )
 from rdrop.cells.recurrence import Recurrence, widened
@@ -105,12 +106,9 @@ class SLSTM(Recurrence):
         n_new = f * n + i
         i, f, o = mask_gates((i, f, o), masks.gates)
         c_new = f * c + i * mask_units(jnp.tanh(a_g), masks.update)
-        mask, n_next = masks.cell_state, n_new
-        old = jnp.exp(m - m_new)
-        c_next = next_state(c_new, old * c, mask)
-        if isinstance(mask, Mix):
-            n_next = next_state(n_new, old * n, mask)
-        seen = c_new if isinstance(mask, Mix) else c_next
+        mask, old = masks.cell_state, jnp.exp(m - m_new)
+        c_next, seen = next_memory(c_new, old * c, mask)
+        n_next = next_state(n_new, old * n, mask if isinstance(mask, Mix) else None)
         h_new = (o * seen / n_new).astype(h.dtype)
         h_next, y = next_hidden(h_new, h, masks.hidden_state)
         return (c_next, n_next, m_new, h_next), y

@@ -42,11 +42,11 @@ class RNN(Advised, nn.Module):
             time steps of their inputs, and keys have the direction "backward".
         loop: "fused" has a backward pass of its own; of a cell that is affine in its
             state, only the state is left to a scan, which on GPU and TPU takes O(log T)
-            steps. "recompute" keeps less for the backward
-            pass, and computes the rest again for a block of steps at a time (gradient
-            checkpointing): sequences of many blocks, of 1 MB each, take half the memory
-            or less. "plain" is the definition, which also has derivatives in forward
-            mode (`jax.jvp`, `jax.jacfwd`).
+            steps. "recompute" keeps less for the backward pass, and computes the rest
+            again for a block of steps at a time (gradient checkpointing): sequences of
+            many blocks, of 1 MB each, take half the memory or less. "plain" is the
+            definition, which also has derivatives in forward mode (`jax.jvp`,
+            `jax.jacfwd`).
 
     Raises:
         TypeError: `cell` is not a cell of rdrop, or an unknown argument.
