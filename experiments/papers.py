@@ -6,6 +6,7 @@ kept result is a JSON file in `results/`, next to the config.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -15,24 +16,13 @@ from pydantic import Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from experiments.axes import PAPER, load_toml
+from experiments.classify.model import CELLS
 from experiments.config import ConfigError
 from experiments.language.config import Config
 from experiments.language.model import sizes
 from experiments.runs.files import parse, read_file, write_text
 
 CLOSE = 1.5  # percent; a larger difference is not a reproduction
-GATES = {
-    "lstm": 4,
-    "layernorm_lstm": 4,
-    "slstm": 4,
-    "gru": 3,
-    "simple": 1,
-    "mingru": 2,
-    "minlstm": 3,
-    "rg_lru": 3,
-    "lru": 2,
-    "s5": 2,
-}
 Figure = Annotated[float, Field(gt=0)]
 
 
@@ -193,7 +183,11 @@ def training_flops(config: Config, tokens: int, vocabulary: int) -> float:
     """
     model, below, weights = config.model, config.model.embedding, 0
     for units in sizes(model):
-        weights += GATES[model.cell] * (below + units) * units
+        made = CELLS[model.cell](units).equations.parameters(below)
+        shapes = {name: shape for name, (_, shape) in made.items()}
+        weights += sum(
+            math.prod(shape) for name, shape in shapes.items() if "kernel" in name
+        )
         below = units
     if model.tied and below != model.embedding:
         weights += below * model.embedding

@@ -88,4 +88,5 @@ def check(configs: Sequence[Config], dropout: Dropout, data: Data) -> None:
 
 def _is_noisy(config: Config) -> bool:
     dropout = config.dropout
-    return any((dropout.rate, *(getattr(dropout, site).rate for site in SITES)))
+    places = (dropout, dropout.depth, *(getattr(dropout, site) for site in SITES))
+    return any(place.rate for place in places)

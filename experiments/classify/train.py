@@ -350,7 +350,7 @@ def with_forget_bias(weights: Any, bias: float) -> Any:
         return weights
 
     def set_bias(path, leaf):
-        if path[-1].key != "bias" or path[-2].key == "readout":
+        if path[-1].key != "bias" or not _is_cell(path[-2].key):
             return leaf
         units = len(leaf) // 4
         return leaf.at[units : 2 * units].set(bias)
@@ -404,12 +404,17 @@ def _means(score: Score) -> list[Float[Array, ""]]:
     return [(value * weight).sum() for value in score.values.values()]
 
 
+def _is_cell(name: str) -> bool:
+    """Whether the parameters of that name are of a recurrence."""
+    return "Cell_" in name
+
+
 def _kernels(params, site) -> list[Float[Array, "K N"]]:
     """Returns the kernels that read the values of a site, one per layer.
 
     If no kernel reads them, the weights have no prior, which zeros stand for.
     """
-    names = [name for name in params if "Cell_" in name]
+    names = filter(_is_cell, params)
     cells = [params[n] for n in sorted(names, key=lambda n: int(n.rsplit("_")[-1]))]
     if site == "outputs":
         blocks = [params.get(f"block_{n}") for n in range(len(cells))]

@@ -7,11 +7,14 @@ import pytest
 from helpers import assert_close
 
 import rdrop
+from experiments.classify import consistency
 from experiments.classify.methods import METHODS
 from experiments.classify.model import Network, depth_of, dropout_of
-from experiments.classify.train import _kernels
+from experiments.classify.train import _kernels, with_forget_bias
 from experiments.config import Config, ConfigError, with_values
 from experiments.config import Task as Options
+from experiments.language.config import Config as LanguageConfig
+from experiments.papers import training_flops
 from experiments.tasks import selective_copy
 
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(64, 5, 3)), jnp.float32)
@@ -129,6 +132,35 @@ def test_kernels_of_learned_rates_in_blocks():
     assert [k.shape for k in _kernels(params, "outputs")] == [(4, 8)] * 2
     assert [k.shape for k in _kernels(params, "inputs")] == [(4, 8)] * 2
     assert [k.shape for k in _kernels(params, "update")] == [(4, 1)] * 2
+
+
+def test_a_forget_bias_is_set_in_the_cells_of_blocks_alone():
+    network = Network(rdrop.LSTMCell, 4, 2, 2, "last", "glu")
+    shapes = jax.eval_shape(network.init, jax.random.key(0), XS, LENGTHS)
+    weights = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    changed = with_forget_bias(weights, 3.0)["params"]
+    for n in range(2):
+        cell = changed.pop(f"LSTMCell_{n}")
+        np.testing.assert_array_equal(cell["bias"], np.repeat([0, 3, 0, 0], 4))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(changed))
+
+
+def test_stochastic_depth_alone_is_noise_for_a_second_pass():
+    values = {"model.block": "glu", "second_pass.penalty": "fraternal"}
+    data = selective_copy.load(Options("selective_copy", window=20))
+    quiet = with_values(Config(), values)
+    noisy = with_values(Config(), values | {"dropout.depth.rate": 0.2})
+    consistency.check([noisy], dropout_of([noisy]), data)
+    with pytest.raises(ConfigError):
+        consistency.check([quiet], dropout_of([quiet]), data)
+
+
+def test_products_of_a_linear_cell_have_no_recurrent_kernel():
+    """Of two layers of a minGRU behind an embedding, and of the softmax."""
+    model = {"model.cell": "mingru", "model.embedding": 3, "model.units": 4}
+    config = with_values(LanguageConfig(), model | {"train.epochs": 2})
+    weights = 2 * 3 * 4 + 2 * 4 * 4 + 4 * 10
+    assert training_flops(config, 100, 10) == 6 * weights * 100 * 2
 
 
 def test_selective_copy_asks_for_the_tokens_in_their_order():
