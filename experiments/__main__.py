@@ -25,6 +25,7 @@ from experiments.language.evaluate import Options as Evaluate
 from experiments.language.evaluate import evaluate, show
 from experiments.language.run import LanguageModels
 from experiments.progress import console
+from experiments.race import Race
 from experiments.runs.facts import read_facts
 from experiments.runs.files import StorageError
 from experiments.runs.folder import folder_of
@@ -40,6 +41,7 @@ EXAMPLES = Path(__file__).parents[1] / "configs"
 KINDS: dict[str, Kind] = {k.name: k for k in (Sequences(), LanguageModels())}
 """Kinds of program by their names in run.json."""
 DETERMINISTIC = Evaluate()
+NO_LIMITS = Race()
 _Several: Any = commandline.several(Config)
 _SeveralModels: Any = commandline.several(ModelConfig)
 
@@ -89,6 +91,8 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
         keep: Keep = Sequences.keep,
         dry_run: bool = False,
         tensorboard: bool = False,
+        until: Literal["trained", "settled"] = "trained",
+        race: Annotated[Race, tyro.conf.arg(name="")] = NO_LIMITS,
         machine: Annotated[Machine, tyro.conf.arg(name="")] = HERE,
     ) -> int:
         """Trains every combination of the values in a config, and writes a report.
@@ -105,16 +109,25 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
             keep: the weights to keep: of no lanes, of the best setting, or of all.
             dry_run: print programs, memory and time, and stop.
             tensorboard: write TensorBoard's event files too.
+            until: when to stop: once all lanes are trained; or once each setting is
+                settled against its baseline. Settled settings leave, and the others get
+                more seeds, up to `--seeds`.
+            race: the other ends of a run until it is settled.
             machine: devices and processes.
         """
         machine.check()
+        if until == "trained" and race != NO_LIMITS:
+            raise ConfigError(
+                "until: must be settled for --margin, --lanes and --minutes."
+            )
         _join(machine)
         sweep = _sweep(path, config, options, Config)
         if dry_run:
             estimate(KINDS["sequences"], sweep, machine)
             return 0
         text = shlex.join(["python", "-m", "experiments", *arguments])
-        how = Options(machine, text, keep, _concluding(tensorboard))
+        racing = race if until == "settled" else None
+        how = Options(machine, text, keep, racing, _concluding(tensorboard))
         done = run(KINDS["sequences"], sweep, out or folder_of(path), how)
         return 0 if done else 130
 
@@ -157,7 +170,7 @@ def _train(arguments: Sequence[str]) -> Callable[..., int]:
             estimate(kind, sweep)
             return 0
         text = shlex.join(["python", "-m", "experiments", *arguments])
-        how = Options(HERE, text, keep, _concluding(tensorboard))
+        how = Options(HERE, text, keep, conclude=_concluding(tensorboard))
         return 0 if run(kind, sweep, out or folder_of(path), how) else 130
 
     return command
@@ -187,7 +200,7 @@ def _reproduce(
 
     paper, sweep = reproducing.read_recipe(path, KINDS, data, seeds)
     command = f"python -m experiments reproduce {path} --data {shlex.quote(data)}"
-    how = Options(HERE, command, KINDS[paper.kind].keep, _concluding(False))
+    how = Options(HERE, command, KINDS[paper.kind].keep, conclude=_concluding(False))
     folder = out or folder_of(path)
     result = reproducing.reproduce(path, paper, sweep, KINDS[paper.kind], folder, how)
     if result is None:
@@ -247,7 +260,11 @@ def _replay(line: Line, /, data_devices: int = 1) -> int:
 
 
 def _report(
-    runs: Folders, /, figure: str | None = None, out: Path | None = None
+    runs: Folders,
+    /,
+    figure: str | None = None,
+    out: Path | None = None,
+    margin: float = 0.0,
 ) -> int:
     """Writes the report of a run again, or one that compares several runs.
 
@@ -255,13 +272,15 @@ def _report(
         runs: folders of runs.
         figure: the name of one figure to draw alone.
         out: the file to write.
+        margin: differences inside of it, in the unit of the test loss, are tested for
+            equivalence; 0 for no such test.
     """
     # Plots and tables take a second to import.
     from experiments import report
 
     if figure is None:
-        path = report.write_report(runs, out)
-        report.print_summary(runs[0]) if len(runs) == 1 else None
+        path = report.write_report(runs, out, margin)
+        report.print_summary(runs[0], margin) if len(runs) == 1 else None
     else:
         path = report.write_figure(runs, figure, out)
     console.print(f"Written: {path}", style="bold", soft_wrap=True)

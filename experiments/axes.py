@@ -30,6 +30,7 @@ TRACED = re.compile(
 SHARED = re.compile(
     r"seed|task\..*|train\.(epochs|evaluate_every|checkpoint_every|validation)"
 )
+RATE = re.compile(r"dropout\.([^.]+\.)?rate")
 MOST_LANES = 1_000_000
 PAPER = "paper"  # a table that describes a published result, see experiments.papers
 # Parsing takes time and memory that grow with the square of a key's depth.
@@ -88,6 +89,21 @@ class Sweep(NamedTuple):
             config = _combine(self.base, setting, self.source)
             traced = {p: v for p, v in setting.items() if TRACED.fullmatch(p)}
             yield {p: v for p, v in setting.items() if p not in traced}, traced, config
+
+
+def baseline(
+    axes: Mapping[str, Sequence[Any]], setting: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the setting with the lowest rates and all else equal.
+
+    Without an axis of numeric rates, it is the first setting of the sweep.
+
+    Args:
+        axes: values by path.
+        setting: one value of each.
+    """
+    lowest = {path: min(v) for path, v in axes.items() if RATE.fullmatch(path)}
+    return {p: lowest.get(p, setting[p] if lowest else v[0]) for p, v in axes.items()}
 
 
 def read_toml(path: Path) -> dict:

@@ -19,14 +19,17 @@ import jax
 from jax.experimental import multihost_utils
 
 from experiments.axes import Lane, Sweep
+from experiments.config import ConfigError
 from experiments.devices import HERE, Machine
 from experiments.kinds import Kind, Loaded, Program, Step
 from experiments.progress import Watch, console, watch
+from experiments.race import Race, next_round, race_text
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.facts import check_data, read_facts, write_facts
 from experiments.runs.folder import CHECKPOINTS, open_run
 from experiments.runs.records import Store, read_records
 from experiments.runs.weights import Keep, prune_weights, save_weights, weights_path
+from experiments.statistics import count_text
 
 COMPILED = "compiled"  # XLA's programs, so that a resumed run need not compile
 
@@ -44,20 +47,20 @@ class Part(NamedTuple):
     first: int
     lanes: list[Lane]
 
-    @property
-    def places(self) -> range:
-        """The places of the lanes in the sweep."""
-        return range(self.first, self.first + len(self.lanes))
+    def numbers(self, places: Sequence[int]) -> list[int]:
+        """Returns those places in the sweep that are here, counted from `first`."""
+        end = self.first + len(self.lanes)
+        return [place - self.first for place in places if self.first <= place < end]
 
     @property
     def configs(self) -> list[Any]:
         """The configs of the lanes."""
         return [lane.config for lane in self.lanes]
 
-    def __str__(self) -> str:
+    def named(self, lanes: int) -> str:
+        """Returns the structure and a number of lanes as text."""
         values = " ".join(str(value) for value in self.structure.values())
-        count = len(self.lanes)
-        return f"{values} ({count} lane{'s' * (count > 1)})".strip()
+        return f"{values} ({count_text(lanes, 'lane')})".strip()
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Options:
     machine: Machine = HERE
     command: str = ""
     keep: Keep | None = None
+    race: Race | None = None
     conclude: Callable[[Path], None] = lambda folder: None
 
 
@@ -80,18 +84,21 @@ def run(kind: Kind, sweep: Sweep, folder: Path, options: Options = Options()) ->
         kind: the kind of program.
         sweep: the lanes.
         folder: of the run.
-        options: everything that does not change results: the machine; the command line
-            for the report; which weights to keep (None: as usual for the kind); and a
-            function of the folder that writes the report.
+        options: everything that does not change the results of a lane: the machine; the
+            command line for the report; which weights to keep (None: as usual for the
+            kind); a race, which trains only some of the lanes; and a function of the
+            folder that writes the report.
 
     Returns:
-        Whether all lanes are trained.
+        Whether all lanes are trained, or the race is over.
 
     Raises:
         ConfigError: the config does not suit the data, or the folder belongs to another
             run or process.
         StorageError: a file of the run is damaged or cannot be written.
     """
+    if options.race:
+        _check_race(options, sweep)
     lanes = sweep.lanes()
     loaded = kind.load(sweep.base)
     parts = divide(lanes)
@@ -104,8 +111,13 @@ def run(kind: Kind, sweep: Sweep, folder: Path, options: Options = Options()) ->
         store = Store(folder, lanes)
         work = _Run(kind, sweep, folder, options, loaded, store)
         stack.enter_context(_cached_programs(folder / COMPILED))
-        with watch(len(lanes), sweep.base.train.epochs) as watcher:
-            done = all(work.train(part, n, watcher) for n, part in enumerate(parts))
+        with watch(0, sweep.base.train.epochs) as watcher:
+            done = all(
+                work.train(part, n, which, watcher)
+                for places in work.rounds(watcher)
+                for n, part in enumerate(parts)
+                if (which := part.numbers(places))
+            )
         _wait("trained")
         if _is_first():
             store.merge()
@@ -138,27 +150,46 @@ class _Run:
         """Starts, or continues an earlier run; raises a StorageError for other data."""
         self.facts = read_facts(self.folder) or self._new_facts()
         check_data(self.folder, self.facts, self.loaded.fingerprint)
+        self._check_race()
         self.keep = self.options.keep or self.kind.keep
+        self.programs: dict[int, Program] = {}
+        self._begun = time.monotonic()
         self._write()
 
-    def train(self, part: Part, number: int, watcher: Watch) -> bool:
-        """Trains the lanes of one program; returns whether all are done."""
-        if self.store.ended.keys() >= set(part.places):
-            watcher.advance(len(part.lanes) * watcher.epochs)
+    def rounds(self, watcher: Watch) -> Iterator[Sequence[int]]:
+        """Yields the places of the lanes to train: all at once, or those of a race."""
+        lanes, race = self.store.lanes, self.options.race
+        if race is None:
+            watcher.expect(len(lanes))
+            yield range(len(lanes))
+            return
+        loss = f"test_{self.facts['task']['loss']}"
+        watcher.expect(len(self.store.ended))
+        watcher.advance(len(self.store.ended) * watcher.epochs)
+        while (found := next_round(lanes, self.store.ended, loss, race)).places:
+            if race.minutes and time.monotonic() - self._begun > 60 * race.minutes:
+                console.print("The minutes are used up.")
+                return
+            console.print(f"{found}.")
+            watcher.expect(len(set(found.places) - self.store.ended.keys()))
+            yield found.places
+
+    def train(
+        self, part: Part, number: int, which: Sequence[int], watcher: Watch
+    ) -> bool:
+        """Trains lanes of one program, by their numbers in it; returns whether done."""
+        left = [n for n in which if part.first + n not in self.store.ended]
+        if not left:
+            self._count(len(which), watcher)
             return True
         if watcher.stopped():
             return False
-        watcher.announce(str(part), "compiling ...")
-        resident = self.facts["resident"].get(str(number))
-        machine = self.options.machine
-        program = self.kind.compile(part.lanes, self.loaded, machine, resident)
-        # A checkpoint has as many lanes as were trained together.
-        self.facts["resident"][str(number)] = program.resident
-        self._write()
+        new = number not in self.programs
+        program = self._program(part, number, len(which), watcher)
         started, done = time.perf_counter(), True
-        for which in program.rounds():
-            done = done and self._round(part, program, which, watcher)
-        self._add(part, program, time.perf_counter() - started)
+        for some in program.rounds(which):
+            done = done and self._round(part, program, some, watcher)
+        self._add(part, program, new, len(which), time.perf_counter() - started)
         return done
 
     def finish(self, done: bool) -> None:
@@ -175,11 +206,44 @@ class _Run:
         if not done:
             console.print("Stopped. The same command resumes.")
 
-    def _round(self, part: Part, program: Program, which: range, watcher) -> bool:
+    def _program(self, part: Part, number: int, lanes: int, watcher: Watch) -> Program:
+        """Compiles the program of a part; a race uses it again in later rounds."""
+        if number in self.programs:
+            return self.programs[number]
+        watcher.announce(part.named(lanes), "compiling ...")
+        resident = self.facts["resident"].get(str(number))
+        program = self.kind.compile(
+            part.lanes, self.loaded, self.options.machine, resident or lanes
+        )
+        # A checkpoint has as many lanes as were trained together.
+        self.facts["resident"][str(number)] = program.resident
+        self._write()
+        if self.options.race:
+            self.programs[number] = program
+        return program
+
+    def _count(self, lanes: int, watcher: Watch) -> None:
+        """Counts lanes that had ended before; a race has counted them."""
+        if not self.options.race:
+            watcher.advance(lanes * watcher.epochs)
+
+    def _check_race(self) -> None:
+        """Raises a ConfigError if the run was, or was not, a race of that margin."""
+        race = self.options.race
+        before, now = self.facts.get("race"), race.facts if race else None
+        if before != now:
+            raise ConfigError(
+                f"{self.folder}: was started {race_text(before)}, not "
+                f"{race_text(now)}; use another folder with --out."
+            )
+
+    def _round(
+        self, part: Part, program: Program, which: Sequence[int], watcher
+    ) -> bool:
         """Trains the lanes of one round; returns whether they are done."""
         places = [part.first + n for n in which]
         if self.store.ended.keys() >= set(places):
-            watcher.advance(len(which) * watcher.epochs)
+            self._count(len(which), watcher)
             return True
         if watcher.stopped():
             return False
@@ -192,7 +256,7 @@ class _Run:
             while not (training.ended or training.paused or watcher.stopped()):
                 step = training.advance()
                 self._keep(step, places)
-                self._show(step, str(part), watcher)
+                self._show(step, part.named(len(which)), watcher)
                 if step.checkpoint and not training.ended:
                     saved.save(training.number, training.state)
             if not training.ended and training.number:
@@ -242,16 +306,18 @@ class _Run:
             "epochs": sweep.base.train.epochs,
             "programs": [],
             "resident": {},
-        }
+        } | ({"race": race.facts} if (race := self.options.race) else {})
 
-    def _add(self, part: Part, program: Program, seconds: float) -> None:
-        """Adds time and memory of a program to run.json."""
+    def _add(
+        self, part: Part, program: Program, new: bool, lanes: int, seconds: float
+    ) -> None:
+        """Adds time and memory of a program, which may be new, to run.json."""
         used = {
             "setting": part.structure,
-            "lanes": len(part.lanes),
+            "lanes": lanes,
             "resident": program.resident,
-            "compiles": program.compiles,
-            "compile_seconds": round(program.compile_seconds, 2),
+            "compiles": program.compiles if new else 0,
+            "compile_seconds": round(program.compile_seconds, 2) if new else 0.0,
             "train_seconds": round(seconds, 2),
             "megabytes": round(program.megabytes, 1),
         }
@@ -275,6 +341,16 @@ def _cached_programs(folder: Path) -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
+
+
+def _check_race(options: Options, sweep: Sweep) -> None:
+    """Raises a ConfigError if a race is not possible."""
+    assert options.race is not None
+    options.race.check(sweep)
+    if jax.process_count() > 1:
+        raise ConfigError("until: must be trained for a run of several processes.")
+    if options.keep not in (None, "none"):
+        raise ConfigError(f"keep: must be none in a race, got {options.keep}.")
 
 
 def _is_first() -> bool:

@@ -96,13 +96,13 @@ class Program(Protocol):
     megabytes: float
     resident: int
 
-    def rounds(self) -> list[range]:
-        """Returns the lanes of each round, by their numbers in the program."""
+    def rounds(self, which: Sequence[int]) -> list[Sequence[int]]:
+        """Divides lanes into rounds, by their numbers in the program."""
 
-    def conditions(self, which: range) -> dict[str, Any]:
+    def conditions(self, which: Sequence[int]) -> dict[str, Any]:
         """Returns the conditions of a round's checkpoints."""
 
-    def begin(self, which: range, weights: bool = False) -> Training:
+    def begin(self, which: Sequence[int], weights: bool = False) -> Training:
         """Returns the training of a round, with or without weights in its steps."""
 
     def alone(self, lane: int) -> Training:

@@ -33,10 +33,11 @@ class Watch:
     """
 
     def __init__(self, bar: Progress, lanes: int, epochs: int):
-        self.lanes, self.epochs = lanes, epochs
+        self.epochs = epochs
         self._requested = False
-        self._bar = bar
-        self._task = bar.add_task("", total=lanes * epochs, note="")
+        self._bar, self._total = bar, 0
+        self._task = bar.add_task("", total=0, note="")
+        self.expect(lanes)
 
     def request_stop(self) -> None:
         """Requests a stop."""
@@ -63,6 +64,11 @@ class Watch:
     def announce(self, name: str, note: str) -> None:
         """Shows the name of the work at hand, and a note."""
         self._bar.update(self._task, description=name, note=note)
+
+    def expect(self, lanes: int) -> None:
+        """Adds lanes to the length of the bar."""
+        self._total += lanes * self.epochs
+        self._bar.update(self._task, total=self._total)
 
     def advance(self, epochs: int | float) -> None:
         """Counts epochs, summed over lanes."""

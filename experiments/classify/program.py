@@ -89,18 +89,17 @@ class Program(NamedTuple):
         """Lanes that are trained at a time."""
         return self.share * self.mesh.shape["lane"]
 
-    def rounds(self) -> list[range]:
-        """Returns the lanes of each round, by their numbers."""
-        count = len(self.lanes.key)
-        starts = range(0, count, self.resident)
-        return [range(s, min(s + self.resident, count)) for s in starts]
+    def rounds(self, which: Sequence[int]) -> list[Sequence[int]]:
+        """Divides lanes into rounds, by their numbers."""
+        starts = range(0, len(which), self.resident)
+        return [which[start : start + self.resident] for start in starts]
 
-    def place(self, which: range) -> Lane:
+    def place(self, which: Sequence[int]) -> Lane:
         """Puts lanes on the devices; the last one is repeated to fill the program."""
-        index = np.minimum(which.start + np.arange(self.resident), which.stop - 1)
+        index = np.array([*which] + [which[-1]] * (self.resident - len(which)))
         return put(jax.tree.map(lambda leaf: leaf[index], self.lanes), self.mesh, LANE)
 
-    def all_of(self, which: range) -> Int[np.ndarray, "devices 2"]:
+    def all_of(self, which: Sequence[int]) -> Int[np.ndarray, "devices 2"]:
         """Returns the range of groups that each device trains for these lanes."""
         before = self.share * np.arange(self.mesh.shape["lane"])
         own = np.clip(len(which) - before, 0, self.share)

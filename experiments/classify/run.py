@@ -67,23 +67,23 @@ class SequencesProgram:
         self.megabytes = program.needed * program.mesh.local_mesh.size / 1e6
         self.resident = program.resident
 
-    def rounds(self) -> list[range]:
-        """Returns the lanes of each round."""
-        return self.program.rounds()
+    def rounds(self, which: Sequence[int]) -> list[Sequence[int]]:
+        """Divides lanes into rounds."""
+        return self.program.rounds(which)
 
-    def conditions(self, which: range) -> dict[str, Any]:
+    def conditions(self, which: Sequence[int]) -> dict[str, Any]:
         """Returns the conditions of a round's checkpoints."""
         devices = {"devices": self.program.mesh.size, "resident": self.resident}
         return conditions(self.program.lanes.key, **devices)
 
-    def begin(self, which: range, weights: bool = False) -> "SequencesTraining":
+    def begin(self, which: Sequence[int], weights: bool = False) -> "SequencesTraining":
         """Returns the training of a round."""
         return SequencesTraining(self, which, weights)
 
     def alone(self, lane: int) -> "SequencesTraining":
         """Returns the training of a round in which only one lane is trained."""
-        which = self.rounds()[lane // self.resident]
-        return SequencesTraining(self, which, False, only=lane - which.start)
+        which = self._all_rounds()[lane // self.resident]
+        return SequencesTraining(self, which, False, only=which.index(lane))
 
     def seconds(self) -> float:
         """Trains one group to its first evaluation; estimates the time of all lanes."""
@@ -92,7 +92,10 @@ class SequencesProgram:
         training.advance()
         took = time.perf_counter() - started
         groups = -(-self.program.share // self.program.group)
-        return took * training.total * groups * len(self.rounds())
+        return took * training.total * groups * len(self._all_rounds())
+
+    def _all_rounds(self) -> list[Sequence[int]]:
+        return self.rounds(range(len(self.lanes)))
 
 
 class SequencesTraining:
@@ -101,7 +104,7 @@ class SequencesTraining:
     def __init__(
         self,
         program: SequencesProgram,
-        which: range,
+        which: Sequence[int],
         weights: bool,
         only: int | None = None,
     ):

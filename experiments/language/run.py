@@ -88,17 +88,17 @@ class ModelProgram:
         self.compile_seconds, needed = self.program.compile()
         self.megabytes = needed / 1e6
 
-    def rounds(self) -> list[range]:
+    def rounds(self, which: Sequence[int]) -> list[Sequence[int]]:
         """Returns one lane per round."""
-        return [range(n, n + 1) for n in range(len(self.settings))]
+        return [[n] for n in which]
 
-    def conditions(self, which: range) -> dict[str, Any]:
+    def conditions(self, which: Sequence[int]) -> dict[str, Any]:
         """Returns the conditions of a lane's checkpoints."""
-        return conditions(self.program.lanes[which.start].key)
+        return conditions(self.program.lanes[which[0]].key)
 
-    def begin(self, which: range, weights: bool = False) -> "ModelTraining":
+    def begin(self, which: Sequence[int], weights: bool = False) -> "ModelTraining":
         """Returns the training of a lane, whose steps always have weights."""
-        return ModelTraining(self, which.start)
+        return ModelTraining(self, which[0])
 
     def alone(self, lane: int) -> "ModelTraining":
         """Returns the training of a lane."""

@@ -9,8 +9,7 @@ from rich.console import Console
 from experiments.config import ConfigError
 from experiments.report import lanes, sentences, tables
 from experiments.report.figures import Drawing, drawings
-from experiments.report.findings import diverged_lanes, warnings
-from experiments.report.lanes import METHOD
+from experiments.report.findings import by_method, diverged_lanes, warnings
 from experiments.report.page import render_page, time_spent
 from experiments.report.rendering import KINDS, encode_scene
 from experiments.report.scene import Scene, side_by_side
@@ -21,7 +20,9 @@ from experiments.runs.files import write_bytes
 MOST_ROWS = 20
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path | None = None, margin: float = 0.0
+) -> Path:
     """Writes the report of one run, or one that compares several, and returns its path.
 
     The pictures of one run are also saved in its folder, as NAME.png and NAME.svg.
@@ -30,12 +31,14 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         folders: the runs.
         out: the file; by default `report.html` in the folder of the one run, and
             `runs/report.html` for several.
+        margin: differences inside of it are tested for equivalence; 0 for no such test.
+            A race has its own.
 
     Raises:
-        ConfigError: a folder has no results.
+        ConfigError: a folder has no results, or the margin is below 0.
         StorageError: a file cannot be read or written.
     """
-    runs = [_load(folder) for folder in folders]
+    runs = [_load(folder, margin) for folder in folders]
     drawn = drawings(runs)
     scenes = {name: drawing.draw() for name, drawing in drawn.items()}
     if len(runs) == 1:
@@ -73,14 +76,18 @@ def write_figure(folders: Sequence[Path], name: str, out: Path | None = None) ->
     return path
 
 
-def print_summary(folder: Path) -> None:
+def print_summary(folder: Path, margin: float = 0.0) -> None:
     """Prints the verdict of a run and its results as a compact table.
+
+    Args:
+        folder: the run.
+        margin: of equivalence, as for `write_report`.
 
     Raises:
         ConfigError: the folder has no results.
         StorageError: a file cannot be read.
     """
-    run = _load(folder)
+    run = _load(folder, margin)
     console = Console(highlight=False)
     console.print(_summary_table(run))
     for warning in warnings(run) + diverged_lanes(run)[:MOST_ROWS]:
@@ -94,15 +101,23 @@ def print_summary(folder: Path) -> None:
     console.print(f"\n{time_spent(run)}")
 
 
-def _load(folder: Path) -> xr.Dataset:
-    return lanes.started(load_dataset(folder))
+def _load(folder: Path, margin: float = 0.0) -> xr.Dataset:
+    if not margin >= 0:
+        raise ConfigError(f"margin: must be at least 0, got {margin:g}.")
+    data = load_dataset(folder)
+    if margin and data.attrs["race"]:
+        raise ConfigError(f"margin: {folder} is a race, which has its own.")
+    return lanes.started(data.assign_attrs(margin=margin or data.attrs["margin"]))
 
 
 def _summary_table(run: xr.Dataset):
+    label = lanes.loss_label(run, "").strip()
+    if run.attrs["race"]:
+        heading = f"Each setting against its baseline: {label}, lower is better"
+        return tested_table(tables.settled_table(run), heading)
     if lanes.is_plane(run):
         return plane_grid(run)
-    label = lanes.loss_label(run, "").strip()
-    if METHOD in lanes.axes(run):
+    if by_method(run):
         heading = f"The best setting of each method: {label}, lower is better"
         return tested_table(tables.methods_table(run), heading)
     heading = f"Lowest test loss: {label}, lower is better"

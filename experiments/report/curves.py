@@ -7,16 +7,18 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from experiments.axes import RATE
 from experiments.report import lanes
-from experiments.report.findings import kinds, methods
-from experiments.report.lanes import METHOD, PLANE, RATE, Setting, value_text
+from experiments.report.findings import Planned, kinds, methods, planned
+from experiments.report.lanes import METHOD, PLANE, Setting, value_text
 from experiments.report.palette import STYLES, Style, series_styles
 from experiments.report.panels import Panel, Series, draw_panel
 from experiments.report.scales import spans_decades
 from experiments.report.scene import Scene
 from experiments.report.sentences import plain
 from experiments.report.several import RunBest
-from experiments.report.statistics import interval
+from experiments.sequential import intervals
+from experiments.statistics import interval
 
 MOST_PANELS = 25
 MOST_LINES = 12
@@ -59,6 +61,33 @@ def rate_curves(data: xr.Dataset) -> list[Scene]:
         )
         panels.append(draw_panel(panel, _rate_alt(data, path, common, part)))
     return panels
+
+
+def race_curves(data: xr.Dataset) -> list[Scene]:
+    """Draws the difference of each setting to its baseline against the seeds."""
+    rows = [row for row in planned(data).values() if row.comparison][:MOST_PANELS]
+    series = [_race_series(data, row) for row in rows]
+    shown = np.concatenate([np.zeros(1), _range(series)])
+    shown = shown[np.isfinite(shown)]
+    label = f"difference in {lanes.loss_name(data)}"
+    return [
+        draw_panel(
+            Panel(
+                short_text(row.setting),
+                "seeds",
+                label,
+                [line],
+                shown,
+                log_y=False,
+                level=0.0,
+                size=(200, 130),
+                legend=False,
+            ),
+            plain(f"{row.name}: {row.comparison.sentence('its baseline')}."),
+        )
+        for row, line in zip(rows, series, strict=True)
+        if row.comparison
+    ]
 
 
 def learning_curves(data: xr.Dataset) -> list[Scene]:
@@ -131,22 +160,28 @@ def short_text(setting: Setting) -> str:
 
 
 def _rate_series(part: xr.Dataset, path: str) -> Series:
-    order = np.argsort(part[path].values)
-    test = lanes.final_loss(part).transpose(path, ..., "seed").values
-    test = test.reshape(len(order), -1)[order]
-    low, high = np.full((2, len(order)), np.nan)
-    finite = np.isfinite(test).all(axis=1)
-    if finite.any():
-        low[finite], high[finite] = interval(test[finite].T)
-    name = "mean"
-    return Series(
-        name,
-        STYLES["both"],
-        part[path].values[order].astype(float),
-        test.mean(axis=1),
-        low,
-        high,
-    )
+    rates = np.sort(part[path].values)
+    (common,) = lanes.settings(lanes.select(part, {path: rates[0]}))
+    low, mean, high = np.full((3, len(rates)), np.nan)
+    for n, rate in enumerate(rates.tolist()):
+        test = lanes.losses_at(part, common | {path: rate})
+        mean[n] = test.mean() if len(test) else np.nan
+        if np.isfinite(mean[n]):
+            low[n], high[n] = interval(test)
+    return Series("mean", STYLES["both"], rates.astype(float), mean, low, high)
+
+
+def _race_series(data: xr.Dataset, row: Planned) -> Series:
+    """The differences from the first seed at which their interval is finite."""
+    assert row.comparison is not None
+    one, other = (lanes.losses_at(data, s) for s in (row.setting, row.base))
+    differences = one[: len(other)] - other[: len(one)]
+    seeds = np.arange(1, len(differences) + 1)
+    low, high = intervals(differences, row.comparison.level)
+    means = np.cumsum(differences) / seeds
+    first = min(int(np.isinf(low).sum()), len(seeds) - 1)
+    shown = [a[first:] for a in (seeds.astype(float), means, low, high)]
+    return Series("difference", STYLES["both"], *shown)
 
 
 def _rate_alt(data: xr.Dataset, path: str, common: Setting, part: xr.Dataset) -> str:
@@ -224,7 +259,7 @@ def _losses_by_epoch(data: xr.Dataset, shown) -> list[Scene]:
 
 def _by_epoch(data, setting: Setting, metric: str, style: Style, name: str) -> Series:
     """The mean over seeds, with a band from the lowest to the highest."""
-    values = lanes.select(data, setting)[metric].values.reshape(data.sizes["seed"], -1)
+    values = lanes.history(data, setting, metric)
     ends = values.min(axis=0), values.max(axis=0)
     return Series(
         name, style, data["epoch"].values.astype(float), values.mean(axis=0), *ends

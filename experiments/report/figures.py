@@ -7,11 +7,11 @@ from typing import NamedTuple
 import xarray as xr
 
 from experiments.report import curves, forest, lanes, maps
-from experiments.report.findings import kinds, planned
-from experiments.report.lanes import METHOD, PLANE
+from experiments.report.findings import by_method, kinds, planned
+from experiments.report.lanes import PLANE
 from experiments.report.scene import Scene
 from experiments.report.several import compare_runs
-from experiments.report.statistics import count_text
+from experiments.statistics import count_text
 
 LINES = "Lines are means over the seeds; the band is the range of the seeds."
 CHOSEN = "The chosen setting and its baseline."
@@ -45,9 +45,9 @@ def drawings(runs: Sequence[xr.Dataset]) -> dict[str, Drawing]:
 
 
 def _of_one(run: xr.Dataset) -> dict[str, Drawing]:
-    by_method = METHOD in lanes.axes(run)
-    found = _maps(run) | (_methods(run) if by_method else {}) | _comparisons(run)
-    found |= _rate_curves(run, folded=by_method)
+    methods = by_method(run)
+    found = _maps(run) | (_methods(run) if methods else {}) | _comparisons(run)
+    found |= _race(run) | _rate_curves(run, folded=methods)
     found["learning_curves"] = Drawing(
         "Learning curves",
         f"{KINDS if kinds(run) else CHOSEN} {LINES}",
@@ -94,7 +94,7 @@ def _methods(run: xr.Dataset) -> dict[str, Drawing]:
 def _comparisons(run: xr.Dataset) -> dict[str, Drawing]:
     """A forest plot if there are several planned comparisons of one run."""
     rows = [row for row in planned(run).values() if row.comparison]
-    if METHOD in lanes.axes(run) or len(rows) < 2:
+    if by_method(run) or len(rows) < 2:
         return {}
     caption = (
         "Differences in the test loss, paired by seed; left of 0 the first is lower, "
@@ -104,6 +104,19 @@ def _comparisons(run: xr.Dataset) -> dict[str, Drawing]:
     )
     draw = partial(forest.comparison_forest, run)
     return {"comparisons": Drawing("The planned comparisons", caption, draw, 1)}
+
+
+def _race(run: xr.Dataset) -> dict[str, Drawing]:
+    if not run.attrs["race"]:
+        return {}
+    caption = (
+        "Difference in the test loss to the baseline, paired by seed, against the "
+        "seeds. Line: mean; band: the interval that holds after every seed, at the "
+        "level of its test; dashed: 0. A setting leaves the race once its band "
+        "excludes 0, or lies inside the margin."
+        + _cut(len(planned(run)), curves.MOST_PANELS)
+    )
+    return {"race": Drawing("The race", caption, partial(curves.race_curves, run), 3)}
 
 
 def _rate_curves(run: xr.Dataset, folded: bool) -> dict[str, Drawing]:

@@ -13,14 +13,15 @@ import xarray as xr
 
 from experiments.report import lanes
 from experiments.report.lanes import METHOD, PLANE, Setting
-from experiments.report.statistics import (
+from experiments.runs.dataset import MISSING
+from experiments.sequential import SEQUENTIAL, interval
+from experiments.statistics import (
     MINUS,
     Comparison,
     compare,
     count_text,
     t_interval,
 )
-from experiments.runs.dataset import MISSING
 
 ARGUMENTS = dict(zip(PLANE, ("`dropout`", "`recurrent_dropout`"), strict=True))
 
@@ -81,10 +82,11 @@ class MethodBest(NamedTuple):
 def kinds(data: xr.Dataset) -> Kinds | None:
     """Returns the best setting of each kind; None if the two rates are not swept.
 
-    Any further axes have their values at the best setting of all.
+    Any further axes have their values at the best setting of all. A race has no kinds:
+    each of its settings is a planned comparison.
     """
     best = lanes.best(data)
-    if best is None or not set(PLANE) <= set(best):
+    if best is None or data.attrs["race"] or not set(PLANE) <= set(best):
         return None
     part = lanes.select(data, {p: v for p, v in best.items() if p not in PLANE})
 
@@ -118,14 +120,17 @@ def kind_names(data: xr.Dataset, found: Kinds) -> dict[str, str]:
 def planned(data: xr.Dataset) -> dict[tuple[str, str], Planned]:
     """Returns the planned comparisons of a run, by their short names.
 
-    They are: for a plane with a cell without noise, each kind against none and against
-    each other kind; for methods, the best of each against its baseline; otherwise the
-    chosen setting against its baseline.
+    They are: for a race, each setting against its baseline; for a plane with a cell
+    without noise, each kind against none and against each other kind; for methods, the
+    best of each against its baseline; otherwise the chosen setting against its
+    baseline.
     """
+    if data.attrs["race"]:
+        return _planned_of_race(data)
     found = kinds(data)
     if found and found.none and any(found[1:]):
         return _planned_of_kinds(data, found)
-    if METHOD in lanes.axes(data):
+    if by_method(data):
         rows = methods(data)
         return {
             (row.method, "baseline"): Planned(
@@ -138,7 +143,7 @@ def planned(data: xr.Dataset) -> dict[tuple[str, str], Planned]:
     base = lanes.baseline(data, best) if best is not None else None
     if best is None or base is None or best == base:
         return {}
-    (comparison,) = compare([_pair(data, best, base)])
+    (comparison,) = compare([_pair(data, best, base)], margin=data.attrs["margin"])
     name, other = lanes.describe(best), lanes.describe(base)
     return {("best", "baseline"): Planned(name, other, best, base, comparison)}
 
@@ -159,7 +164,13 @@ def explored(data: xr.Dataset, setting: Setting) -> tuple[float, float, float] |
     one, other = _pair(data, setting, base)
     if len(one) < 2 or not np.isfinite(one - other).all():
         return None
-    return float((one - other).mean()), *t_interval(one - other)
+    ends = (interval if data.attrs["race"] else t_interval)(one - other)
+    return float((one - other).mean()), *ends
+
+
+def by_method(data: xr.Dataset) -> bool:
+    """Returns whether each method is compared at its best rate."""
+    return METHOD in lanes.axes(data) and not data.attrs["race"]
 
 
 def methods(data: xr.Dataset) -> list[MethodBest]:
@@ -177,7 +188,8 @@ def methods(data: xr.Dataset) -> list[MethodBest]:
         for method, base in bases.items()
         if base and base != chosen[method] and same[method] == method
     }
-    results = dict(zip(pairs, compare(list(pairs.values())), strict=True))
+    compared = compare(list(pairs.values()), margin=data.attrs["margin"])
+    results = dict(zip(pairs, compared, strict=True))
     rows = [
         MethodBest(m, same[m], setting, bases[m], results.get(same[m]))
         for m, setting in chosen.items()
@@ -202,7 +214,8 @@ def warnings(data: xr.Dataset) -> list[str]:
             "compared."
         )
     planned_lanes = max(data.attrs["lanes"], status.size)
-    if missing := planned_lanes - int((status != MISSING).sum()):
+    missing = planned_lanes - int((status != MISSING).sum())
+    if missing and not data.attrs["race"]:
         of = count_text(planned_lanes, "lane")
         found.append(f"{missing} of {of} have not started.")
     if lost := int(lanes.diverged(data).sum()):
@@ -235,15 +248,32 @@ def _planned_of_kinds(data, found: Kinds) -> dict[tuple[str, str], Planned]:
         if a in names and b in names
     ]
     chosen = found._asdict()
-    compared = compare([_pair(data, chosen[b], chosen[a]) for b, a in pairs])
+    values = [_pair(data, chosen[b], chosen[a]) for b, a in pairs]
+    compared = compare(values, margin=data.attrs["margin"])
     return {
         (b, a): Planned(names[b], names[a], chosen[b], chosen[a], comparison)
         for (b, a), comparison in zip(pairs, compared, strict=True)
     }
 
 
+def _planned_of_race(data) -> dict[tuple[str, str], Planned]:
+    bases = [(s, lanes.baseline(data, s)) for s in lanes.settings(data)]
+    rows = [(setting, base) for setting, base in bases if base and base != setting]
+    values = [_pair(data, *row) for row in rows]
+    compared = compare(values, SEQUENTIAL, data.attrs["margin"])
+    return {
+        (lanes.describe(setting), "baseline"): Planned(
+            lanes.describe(setting), "its baseline", setting, base, comparison
+        )
+        for (setting, base), comparison in zip(rows, compared, strict=True)
+    }
+
+
 def _pair(data: xr.Dataset, setting: Setting, base: Setting):
-    return lanes.losses_at(data, setting), lanes.losses_at(data, base)
+    """The losses of two settings at the seeds of both."""
+    one, other = lanes.losses_at(data, setting), lanes.losses_at(data, base)
+    seeds = min(len(one), len(other))
+    return one[:seeds], other[:seeds]
 
 
 def _stopped(data: xr.Dataset) -> xr.DataArray:

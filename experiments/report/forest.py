@@ -28,7 +28,7 @@ from experiments.report.scene import (
     text_width,
 )
 from experiments.report.sentences import plain
-from experiments.report.statistics import (
+from experiments.statistics import (
     MINUS,
     UNSETTLED,
     difference_text,
@@ -107,7 +107,7 @@ def _comparison_row(row: Planned) -> Row:
         comparison.difference,
         comparison.low,
         comparison.high,
-        comparison.settled,
+        comparison.differs,
         None,
         tip,
     )
@@ -129,7 +129,7 @@ def _method_row(data: xr.Dataset, row: MethodBest) -> Row:
     against = "" if base is None else f"; baseline {base:.3f}"
     found = f"{mean_sd(test)}, interval {low:.3f} to {high:.3f}{against}"
     tip = f"{name}: {found}; {verdict}.{same}"
-    settled = bool(row.comparison and row.comparison.settled)
+    settled = bool(row.comparison and row.comparison.differs)
     return Row(
         name, f"{test.mean():.3f}", float(test.mean()), low, high, settled, base, tip
     )

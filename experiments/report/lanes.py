@@ -9,18 +9,17 @@ Shapes:
 """
 
 import itertools
-import re
 from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
+from experiments.axes import baseline as find_baseline
 from experiments.runs.dataset import MISSING, axis_names
 
 Value: TypeAlias = float | int | str
 Setting: TypeAlias = dict[str, Any]
-RATE = re.compile(r"dropout\.([^.]+\.)?rate")
 PLANE = ("dropout.inputs.rate", "dropout.recurrent.rate")
 METHOD = "dropout.method"
 
@@ -84,19 +83,39 @@ def final_loss(data: xr.Dataset, split: str = "test") -> xr.DataArray:
 
 
 def mean_loss(data: xr.Dataset, split: str = "test") -> xr.DataArray:
-    """Returns the mean loss of each setting; NaN if a seed is not finite."""
-    return final_loss(data, split).mean("seed", skipna=False)
+    """Returns the mean loss of each setting; NaN if a seed is not finite.
+
+    Seeds that a race did not train do not count.
+    """
+    loss = final_loss(data, split)
+    if not data.attrs["race"]:
+        return loss.mean("seed", skipna=False)
+    there = data["status"] != MISSING
+    return loss.where(there, 0).sum("seed", skipna=False) / there.sum("seed")
+
+
+def history(
+    data: xr.Dataset, setting: Setting, name: str
+) -> Shaped[np.ndarray, "N ..."]:
+    """Returns a variable of the data set at one setting, with a row per seed.
+
+    Seeds that a race did not train have no row.
+    """
+    # NumPy alone: a report asks thousands of times.
+    place = tuple(values.index(setting[path]) for path, values in axes(data).items())
+    found = data[name].values[place]
+    if data.attrs["race"]:
+        found = found[data["status"].values[place] != MISSING]
+    return found
 
 
 def values_at(
     data: xr.Dataset, setting: Setting, metric: str
 ) -> Float[np.ndarray, "N"]:
     """Returns the final values of a metric at one setting, one per seed."""
-    # NumPy alone: a report asks thousands of times.
-    place = tuple(values.index(setting[path]) for path, values in axes(data).items())
-    lost = data["status"].values[place] == "diverged"
-    lost |= data["diverged_at"].values[place] >= 0
-    return np.where(lost, np.nan, data[metric].values[place][:, -1])
+    lost = [history(data, setting, name) for name in ("status", "diverged_at")]
+    diverged = (lost[0] == "diverged") | (lost[1] >= 0)
+    return np.where(diverged, np.nan, history(data, setting, metric)[:, -1])
 
 
 def losses_at(data: xr.Dataset, setting: Setting) -> Float[np.ndarray, "N"]:
@@ -114,19 +133,12 @@ def best(data: xr.Dataset) -> Setting | None:
     return {path: v[n] for (path, v), n in zip(values, place, strict=True)}
 
 
-def lowest_rates(data: xr.Dataset) -> Setting:
-    """Returns the rate axes, each with its lowest value."""
-    rates = [path for path in numeric_axes(data) if RATE.fullmatch(path)]
-    return {path: data[path].values.min().item() for path in rates}
-
-
 def baseline(data: xr.Dataset, setting: Setting) -> Setting | None:
     """Returns the setting with the lowest rates and all else equal.
 
     Without a rate axis, it is the first setting of the sweep. None if it has no lanes.
     """
-    lowest = lowest_rates(data)
-    base = setting | lowest if lowest else settings(data)[0]
+    base = find_baseline(axes(data), setting)
     there = select(data, base)["status"] != MISSING
     return base if there.any() else None
 

@@ -27,7 +27,7 @@ from experiments.report.scene import (
     text_width,
 )
 from experiments.report.sentences import plain
-from experiments.report.statistics import mean_sd
+from experiments.statistics import mean_sd
 
 LEARNED = ("rate_inputs", "rate_recurrent")
 MOST_MAPS = 12

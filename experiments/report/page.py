@@ -14,12 +14,17 @@ from markupsafe import Markup
 import rdrop
 from experiments.report import lanes, sentences, several, tables
 from experiments.report.figures import Drawing
-from experiments.report.findings import diverged_lanes, planned, warnings
-from experiments.report.lanes import METHOD, PLANE
+from experiments.report.findings import (
+    by_method,
+    diverged_lanes,
+    planned,
+    warnings,
+)
+from experiments.report.lanes import PLANE
 from experiments.report.palette import DARK, LIGHT, theme_css
 from experiments.report.rendering import inline_svg
 from experiments.report.scene import Scene
-from experiments.report.statistics import count_text
+from experiments.statistics import count_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 # A longer table is shown on demand: the pictures above it show the same results.
@@ -72,10 +77,10 @@ def time_spent(run: xr.Dataset) -> str:
 
 def _one(run: xr.Dataset) -> dict:
     """The texts and tables of one run."""
-    by_method = METHOD in lanes.axes(run)
+    compared_by_method = by_method(run)
     settings = tables.settings_table(run, MOST_ROWS)
     count = len(lanes.settings(run))
-    tested = not by_method and bool(planned(run)) and run.sizes["seed"] > 1
+    tested = not compared_by_method and bool(planned(run)) and run.sizes["seed"] > 1
     return {
         "heading": sentences.heading(run),
         "compared": sentences.compared(run),
@@ -85,11 +90,12 @@ def _one(run: xr.Dataset) -> dict:
         "diverged": diverged_lanes(run),
         "lifetimes": _lifetimes(run) if set(PLANE) <= set(lanes.axes(run)) else None,
         "planned": tables.planned_table(run) if tested else None,
-        "methods": tables.methods_table(run) if by_method else None,
+        "methods": tables.methods_table(run) if compared_by_method else None,
         "settings": settings,
         "cut": f"The first {MOST_ROWS} of {count:,} are shown. " * (count > MOST_ROWS),
         "open": len(settings.rows) <= MOST_OPEN_ROWS,
-        "presets": rdrop.presets.rows() if by_method else [],
+        "presets": rdrop.presets.rows() if compared_by_method else [],
+        "race": run.attrs["race"],
         "loss": lanes.loss_label(run, "").strip(),
         "seeds": count_text(run.sizes["seed"], "seed"),
         "epoch": int(run["epoch"].values[-1]),

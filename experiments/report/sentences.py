@@ -10,13 +10,15 @@ from experiments.report import lanes
 from experiments.report.findings import (
     ARGUMENTS,
     Kinds,
+    by_method,
     kind_names,
     kinds,
     methods,
     planned,
 )
 from experiments.report.lanes import METHOD, PLANE, Setting
-from experiments.report.statistics import count_text, mean_sd
+from experiments.runs.dataset import MISSING
+from experiments.statistics import count_text, mean_sd
 
 NOTHING = "No setting has a finite validation loss at every seed."
 NOT_COMPARED = "not compared, as results are missing"
@@ -43,7 +45,8 @@ def compared(data: xr.Dataset) -> str:
         f"{len(values)} {'methods' if path == METHOD else f'values of `{path}`'}"
         for path, values in lanes.axes(data).items()
     ]
-    seeds = count_text(data.sizes["seed"], "seed")
+    most = "up to " if data.attrs["race"] else ""
+    seeds = most + count_text(data.sizes["seed"], "seed")
     task = f" on `{data.attrs['task']}`" if data.attrs["task"] else ""
     trained = f"trained with {seeds}{task}"
     if len(parts) < 2:
@@ -59,10 +62,12 @@ def verdict(data: xr.Dataset) -> str:
         return NOTHING
     if data.sizes["seed"] == 1:
         return ONE_SEED
+    if data.attrs["race"]:
+        return _verdict_of_race(data)
     found = kinds(data)
     if found and found.none and any(found[1:]):
         return _verdict_of_kinds(data, found)
-    if METHOD in lanes.axes(data):
+    if by_method(data):
         return _verdict_of_methods(data, best)
     rows = list(planned(data).values())
     if not rows:
@@ -95,7 +100,11 @@ def answer(data: xr.Dataset) -> str:
     if base is None:
         return f"{_measure(data)}: {reached}. Its baseline is missing."
     numbers = f"{reached}, and {mean_sd(lanes.losses_at(data, base))} at the baseline"
-    key = (best[METHOD], "baseline") if METHOD in best else ("best", "baseline")
+    key = ("best", "baseline")
+    if data.attrs["race"]:
+        key = (lanes.describe(best), "baseline")
+    elif METHOD in best:
+        key = (best[METHOD], "baseline")
     return (
         f"{_measure(data)}: {numbers} ({_difference(best, base)}){_tested(data, key)}."
     )
@@ -109,6 +118,8 @@ def plain(text: str) -> str:
 def _measure(data: xr.Dataset) -> str:
     seeds = data.sizes["seed"]
     over = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
+    if data.attrs["race"]:
+        over = "mean ± sd over its seeds"
     return f"{_capital(lanes.loss_label(data))}, lower is better, {over}"
 
 
@@ -133,9 +144,8 @@ def _tested(data: xr.Dataset, key: tuple[str, str]) -> str:
 def _verdict_of_kinds(data: xr.Dataset, found: Kinds) -> str:
     """Recommends the simplest kind of noise that the planned comparisons support."""
     tests = {key: row.comparison for key, row in planned(data).items()}
-    settled = {key: test for key, test in tests.items() if test and test.settled}
-    lower = {key for key, test in settled.items() if test.lower}
-    higher = set(settled) - lower
+    lower = {key for key, test in tests.items() if test and test.lower}
+    higher = {key for key, test in tests.items() if test and test.higher}
     seeds = count_text(data.sizes["seed"], "seed")
     loss = f"the test {lanes.loss_name(data)}"
     present = [kind for kind in ("inputs", "recurrent", "both") if getattr(found, kind)]
@@ -158,6 +168,24 @@ def _verdict_of_kinds(data: xr.Dataset, found: Kinds) -> str:
         return f"Use {name}. {helps}."
     unsettled = f"{seeds} do not settle whether adding {other} lowers it further"
     return f"Use {name}. {helps}; {unsettled}."
+
+
+def _verdict_of_race(data: xr.Dataset) -> str:
+    """Counts the settings that are settled against their baselines."""
+    tests = [row.comparison for row in planned(data).values()]
+    counts = {
+        "lower than the baseline": sum(1 for t in tests if t and t.lower),
+        "higher than the baseline": sum(1 for t in tests if t and t.higher),
+        f"equivalent to the baseline within {data.attrs['margin']:g}": sum(
+            1 for t in tests if t and t.equivalent and not t.differs
+        ),
+    }
+    found = [f"{count} {name}" for name, count in counts.items() if count]
+    settled = sum(counts.values())
+    of = f"{settled} of {count_text(len(tests), 'setting')}"
+    listed = f": {', '.join(found)}" if found else ""
+    trained = int((data["status"] != MISSING).sum())
+    return f"Settled: {of}{listed}, with {count_text(trained, 'lane')}."
 
 
 def _who_helps(alone: list[str], loss: str) -> str:

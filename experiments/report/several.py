@@ -8,7 +8,8 @@ import xarray as xr
 
 from experiments.report import lanes
 from experiments.report.lanes import Setting
-from experiments.report.statistics import Comparison, compare, mean_sd
+from experiments.sequential import SEQUENTIAL
+from experiments.statistics import Comparison, compare, mean_sd
 
 NOT_COMPARED = "not compared: data, loss or seeds differ, or there is one seed"
 
@@ -36,9 +37,14 @@ def compare_runs(runs: Sequence[xr.Dataset]) -> list[RunBest]:
         alike = _conditions(runs[0]) == _conditions(runs[n])
         if n == 0 or best[0] is None or best[n] is None or not alike:
             return None
-        return lanes.losses_at(runs[n], best[n]), lanes.losses_at(runs[0], best[0])
+        one = lanes.losses_at(runs[n], best[n])
+        other = lanes.losses_at(runs[0], best[0])
+        seeds = min(len(one), len(other))
+        return one[:seeds], other[:seeds]
 
-    compared = compare([pair(n) for n in range(len(runs))])
+    tests = SEQUENTIAL if any(run.attrs["race"] for run in runs) else None
+    margin = runs[0].attrs["margin"]
+    compared = compare([pair(n) for n in range(len(runs))], tests, margin)
     return [RunBest(*row) for row in zip(runs, best, compared, strict=True)]
 
 

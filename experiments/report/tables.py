@@ -10,7 +10,7 @@ from experiments.report import lanes
 from experiments.report.findings import difference_name, explored, methods, planned
 from experiments.report.lanes import METHOD, PLANE, Setting, describe, value_text
 from experiments.report.several import RunBest
-from experiments.report.statistics import (
+from experiments.statistics import (
     MOST_SEEDS,
     Comparison,
     mean_sd,
@@ -54,6 +54,20 @@ def planned_table(data: xr.Dataset) -> Table:
         for row in planned(data).values()
     ]
     return Table(["comparison"], [], list(TESTED), rows)
+
+
+def settled_table(data: xr.Dataset) -> Table:
+    """Returns the settings of a race with their planned comparisons."""
+    best, paths = lanes.best(data), list(lanes.axes(data))
+    tests = {str(row.setting): row.comparison for row in planned(data).values()}
+    rows = []
+    for setting in _by_result(data):
+        base = lanes.baseline(data, setting) == setting
+        why = "the baseline" if base else _why_not(data)
+        tested = _tested(tests.get(str(setting)), why)
+        numbers = _numbers(data, setting)
+        rows.append(Row(_names(setting, paths), numbers, tested, setting == best))
+    return Table(_headings(paths), _measures(data), list(TESTED), rows)
 
 
 def settings_table(data: xr.Dataset, most: int | None = None) -> Table:
@@ -195,11 +209,16 @@ def _tested(comparison: Comparison | None, why: str) -> list[str]:
 def _short_verdict(comparison: Comparison) -> str:
     if not comparison.settled:
         return "not settled"
+    if not comparison.differs:
+        return "equivalent"
     return "lower" if comparison.lower else "higher"
 
 
 def _needed(comparison: Comparison) -> str:
     """The seeds that would settle it; those that did if it is settled."""
+    if comparison.sequential:
+        fixed = comparison.seeds_needed or f">{MOST_SEEDS:,}"
+        return f"{comparison.seeds}; fixed {fixed}"
     if comparison.settled:
         return f"{comparison.seeds} were enough"
     if comparison.seeds_needed is None:

@@ -6,8 +6,8 @@ from rich import table as rich_table
 
 from experiments.report import lanes
 from experiments.report.lanes import PLANE, Setting, value_text
-from experiments.report.statistics import mean_sd
 from experiments.report.tables import Table
+from experiments.statistics import mean_sd
 
 CHOSEN = "bold green"
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
@@ -39,6 +39,13 @@ class ProgramFacts(TypedDict):
 
 
 @with_config({"strict": True, "extra": "forbid"})
+class RaceFacts(TypedDict):
+    """A race: differences inside the margin are equivalent; 0 for none."""
+
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@with_config({"strict": True, "extra": "forbid"})
 class Facts(TypedDict):
     """The whole file.
 
@@ -51,6 +58,7 @@ class Facts(TypedDict):
         lanes, epochs: how many.
         programs: one entry per program and command.
         resident: lanes trained at a time, by the number of the program.
+        race: of a run that trains only lanes that are not settled.
     """
 
     kind: Literal["sequences", "language"]
@@ -62,6 +70,7 @@ class Facts(TypedDict):
     epochs: Count
     programs: list[ProgramFacts]
     resident: dict[str, Count]
+    race: NotRequired[RaceFacts]
 
 
 ADAPTER = TypeAdapter(Facts)

@@ -33,7 +33,7 @@ def compiled(raw=SMALL, **options):
 def trained(program, which=None, bounds=None):
     """The history of all lanes, or of those of one round within bounds."""
     parts = []
-    for which in program.rounds():
+    for which in program.rounds(range(len(program.lanes.key))):
         lanes = program.place(which)
         state = program.start(lanes, program.data)
         for evaluation in range(2):
@@ -72,7 +72,7 @@ def test_lanes_of_one_seed_share_key_and_split(program):
 
 
 def test_lanes_of_one_seed_start_alike_and_rates_tell_them_apart(program, history):
-    lanes = program.place(program.rounds()[0])
+    lanes = program.place(program.rounds(range(len(program.lanes.key)))[0])
     start = program.start(lanes, program.data).models.full.params
     for leaf in jax.tree.leaves(start):
         by_seed = leaf.reshape(4, 2, *leaf.shape[1:])
@@ -117,7 +117,7 @@ def test_vmap_over_all_lanes_is_the_same_to_rounding(history):
 
 
 def test_every_rate_is_served_by_one_program(program, history):
-    which = program.rounds()[0]
+    which = program.rounds(range(len(program.lanes.key)))[0]
     inputs = program.lanes.dropout.inputs
     dropout = program.lanes.dropout.replace(
         inputs=inputs.replace(rate=inputs.rate * np.float32(0.3))

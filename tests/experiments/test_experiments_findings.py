@@ -10,7 +10,7 @@ from experiments import runs
 from experiments.report import findings, lanes, sentences
 from experiments.report.lanes import METHOD, PLANE
 from experiments.report.several import compare_runs
-from experiments.report.statistics import holm, t_interval
+from experiments.statistics import holm, t_interval
 
 INPUTS, RECURRENT = PLANE
 RATES = {INPUTS: [0.0, 0.5], RECURRENT: [0.0, 0.5]}

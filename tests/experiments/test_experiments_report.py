@@ -14,8 +14,8 @@ from experiments.config import ConfigError
 from experiments.report import findings, page, sentences
 from experiments.report.figures import drawings
 from experiments.report.lanes import PLANE
-from experiments.report.statistics import UNSETTLED
 from experiments.runs.files import StorageError
+from experiments.statistics import UNSETTLED
 
 INPUTS, RECURRENT = PLANE
 RATES = {INPUTS: [0.0, 0.3, 0.5], RECURRENT: [0.0, 0.5]}

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from helpers import assert_frequency
 
-from experiments.report import statistics
+from experiments import statistics
 
 RUNS = 4000
 

@@ -14,11 +14,14 @@ References:
     [2] Holm. A simple sequentially rejective multiple test procedure. Scandinavian
         Journal of Statistics 6(2), 1979.
     [3] Cohen. Statistical power analysis for the behavioral sciences. 1988.
+    [4] Schuirmann. A comparison of the two one-sided tests procedure and the power
+        approach for assessing the equivalence of average bioavailability. Journal of
+        Pharmacokinetics and Biopharmaceutics 15(6), 1987. (Text unchecked.)
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.stats
@@ -29,25 +32,28 @@ MOST_SEEDS = 10_000
 QUANTILES = 500
 UNSETTLED = "no settled difference"
 MINUS = "\N{MINUS SIGN}"
-Pair: TypeAlias = tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]
+Pair: TypeAlias = tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]
 
 
 class Comparison(NamedTuple):
     """A difference between two settings, tested as one of a family.
 
-    The interval excludes 0 exactly if `settled`, and `seeds_needed` exceeds the number
-    of seeds exactly if not: both use the level at which Holm's procedure tests.
+    The interval excludes 0 exactly if `differs`. If the number of seeds was fixed,
+    `seeds_needed` exceeds it exactly if not: both use the level of Holm's procedure.
 
     Attributes:
         difference: the mean difference over the seeds.
-        low, high: its Student's t interval at `level`.
-        p: of the paired t-test.
+        low, high: its interval at `level`.
+        p: of the test of a mean of 0.
         p_holm: p after Holm's correction.
         level: the significance level at which Holm's procedure tests this comparison.
         family: the number of comparisons tested together.
         seeds: how many were compared.
-        seeds_needed: for 80 % power at `level`; None if above 10,000. See
+        seeds_needed: for 80 % power of a t-test at `level`; None if above 10,000. See
             `seeds_needed`.
+        margin: differences inside of it are equivalent; 0 without such tests.
+        p_equivalent: of the test of equivalence, after Holm's correction; 1 without.
+        sequential: whether the test holds for any number of seeds.
     """
 
     difference: float
@@ -59,27 +65,47 @@ class Comparison(NamedTuple):
     family: int
     seeds: int
     seeds_needed: int | None
+    margin: float = 0.0
+    p_equivalent: float = 1.0
+    sequential: bool = False
 
     @property
-    def settled(self) -> bool:
+    def differs(self) -> bool:
         """Whether the corrected test finds a difference."""
         return self.p_holm < LEVEL
 
     @property
+    def equivalent(self) -> bool:
+        """Whether the corrected test finds the difference to be inside the margin."""
+        return self.p_equivalent < LEVEL
+
+    @property
+    def settled(self) -> bool:
+        """Whether either test has found something."""
+        return self.differs or self.equivalent
+
+    @property
     def lower(self) -> bool:
-        """Whether a settled difference is below 0."""
-        return self.settled and self.difference < 0
+        """Whether there is a difference, below 0."""
+        return self.differs and self.difference < 0
 
     @property
     def higher(self) -> bool:
-        """Whether a settled difference is above 0."""
-        return self.settled and self.difference > 0
+        """Whether there is a difference, above 0."""
+        return self.differs and self.difference > 0
 
     def verdict(self, other: str = "the baseline") -> str:
-        """Returns "lower than OTHER", "higher than OTHER", or `UNSETTLED`."""
+        """Returns "lower than OTHER", "higher than OTHER", or `UNSETTLED`.
+
+        With a margin also "equivalent to OTHER within MARGIN".
+        """
         if not self.settled:
             return UNSETTLED
-        return f"{'lower' if self.lower else 'higher'} than {other}"
+        found = [f"{'lower' if self.lower else 'higher'} than {other}"] * self.differs
+        if self.equivalent:
+            to = "" if self.differs else f" to {other}"
+            found.append(f"equivalent{to} within {self.margin:g}")
+        return ", but ".join(found)
 
     def sentence(self, other: str = "the baseline") -> str:
         """Returns the verdict with its figures."""
@@ -89,32 +115,63 @@ class Comparison(NamedTuple):
         )
 
 
-def compare(pairs: Sequence[Pair | None]) -> list[Comparison | None]:
+class Tests(NamedTuple):
+    """The tests of paired differences [N].
+
+    Attributes:
+        p: differences -> p-value of a mean of 0.
+        equivalence_p: (differences, margin) -> p-value of a mean outside the margin.
+        interval: (differences, level) -> the ends of an interval of the mean.
+        fixed: whether the number of seeds must be fixed beforehand.
+    """
+
+    p: Callable[[Any], float]
+    equivalence_p: Callable[[Any, float], float]
+    interval: Callable[[Any, float], tuple[float, float]]
+    fixed: bool
+
+
+def compare(
+    pairs: Sequence[Pair | None], tests: Tests | None = None, margin: float = 0.0
+) -> list[Comparison | None]:
     """Compares pairs of settings as one family.
 
     Args:
         pairs: the values of two settings, one per seed; None to leave a pair out.
+        tests: t-tests by default.
+        margin: differences inside of it are equivalent; 0 for no such tests.
 
     Returns:
-        One comparison per pair; None also for one seed and for values not finite.
+        One comparison per pair; None also for one seed and for values not finite. If
+        the number of seeds is not fixed, these count in the size of the family.
     """
-    usable = {n: pair[0] - pair[1] for n, pair in enumerate(pairs) if pair is not None}
-    usable = {n: d for n, d in usable.items() if len(d) > 1 and np.isfinite(d).all()}
-    ps = [paired_p(d) for d in usable.values()]
+    tests = tests or T_TESTS
+    given = {n: pair[0] - pair[1] for n, pair in enumerate(pairs) if pair is not None}
+    usable = {n for n, d in given.items() if len(d) > 1 and np.isfinite(d).all()}
+    family = sorted(usable) if tests.fixed else list(given)
+    ps = [tests.p(given[n]) if n in usable else 1.0 for n in family]
+    equal = [
+        tests.equivalence_p(given[n], margin) if margin and n in usable else 1.0
+        for n in family
+    ]
     found: list[Comparison | None] = [None] * len(pairs)
-    rows = zip(usable.items(), ps, holm(ps), levels(ps), strict=True)
-    for (n, differences), p, corrected, level in rows:
-        low, high = t_interval(differences, level)
+    rows = zip(family, ps, holm(ps), levels(ps), holm(equal), strict=True)
+    for n, p, corrected, level, equivalent in rows:
+        if n not in usable:
+            continue
+        differences = given[n]
         found[n] = Comparison(
             float(differences.mean()),
-            low,
-            high,
+            *tests.interval(differences, level),
             p,
             corrected,
             level,
             len(ps),
             len(differences),
             seeds_needed(differences, level),
+            margin,
+            equivalent,
+            not tests.fixed,
         )
     return found
 
@@ -170,6 +227,23 @@ def paired_p(differences: Float[np.ndarray, "N"]) -> float:
         return float(mean == 0)
     t = abs(mean) / sd * math.sqrt(len(differences))
     return float(2 * scipy.stats.t.sf(t, len(differences) - 1))
+
+
+def tost_p(differences: Float[np.ndarray, "N"], margin: float) -> float:
+    """Returns the p-value of a mean not inside (-margin, margin), by TOST [4].
+
+    It is the larger one of two one-sided t-tests, of a mean of at most -margin and of
+    at least margin. Equal differences have no spread to test against: p is 0 if they
+    are inside, and 1 otherwise.
+    """
+    mean, sd, seeds = differences.mean(), differences.std(ddof=1), len(differences)
+    room = margin - abs(mean)
+    if sd == 0:
+        return float(room <= 0)
+    return float(scipy.stats.t.sf(room / sd * math.sqrt(seeds), seeds - 1))
+
+
+T_TESTS = Tests(paired_p, tost_p, t_interval, fixed=True)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
