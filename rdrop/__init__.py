@@ -1,6 +1,14 @@
 """rdrop: dropout in recurrent networks as a value that you can name and vmap."""
 
-from rdrop import calibration, cells, montecarlo, presets, schedules, sites
+from rdrop import (
+    calibration,
+    cells,
+    montecarlo,
+    presets,
+    regression,
+    schedules,
+    sites,
+)
 from rdrop.dropout import Dropout, Masks, draw
 from rdrop.functional import embedding_dropout, locked_dropout
 from rdrop.keys import StreamKeys, stream_keys
@@ -84,6 +92,7 @@ __all__ = [
     "montecarlo",
     "presets",
     "r_drop",
+    "regression",
     "schedules",
     "sites",
     "stream_keys",

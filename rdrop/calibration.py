@@ -8,6 +8,13 @@ References:
         arXiv:1706.04599; temperature_scaling.py of their code.
     [2] El-Yaniv, Wiener. On the foundations of noise-free selective classification.
         JMLR 11, 2010. (Abstract.)
+    [3] Nixon et al. Measuring calibration in deep learning. 2019. arXiv:1904.01685.
+        (Text unchecked.)
+    [4] Geifman, Uziel, El-Yaniv. Bias-reduced uncertainty estimation for deep neural
+        classifiers. ICLR 2019. arXiv:1805.08206. (Text unchecked.)
+    [5] Angelopoulos, Bates. A gentle introduction to conformal prediction and
+        distribution-free uncertainty quantification. 2021. arXiv:2107.07511, section 1.
+        (Text unchecked.)
 """
 
 import math
@@ -24,7 +31,12 @@ from rdrop.montecarlo import Arrays, wide
 __all__ = [
     "Coverage",
     "Reliability",
+    "adaptive_calibration_error",
+    "area_under_risk_coverage",
+    "brier_score",
     "calibration_error",
+    "conformal_quantile",
+    "conformal_sets",
     "coverage",
     "fit_temperature",
     "reliability",
@@ -149,6 +161,111 @@ def coverage(uncertainty: Float[Arrays, "N"], correct: Bool[Arrays, "N"]) -> Cov
     total, size = (each[tie] for each in sums)
     kept = jnp.arange(1, len(values) + 1, dtype=values.dtype)
     return Coverage(kept / len(values), jnp.cumsum(total / size) / kept)
+
+
+def area_under_risk_coverage(
+    uncertainty: Float[Arrays, "N"], correct: Bool[Arrays, "N"]
+) -> Float[Array, ""]:
+    """Returns the mean over all coverages of the share of wrong predictions [4].
+
+    It is 0 if all predictions are right, and lower if wrong ones are the uncertain
+    ones. Arguments and errors are those of `coverage`.
+    """
+    return 1 - coverage(uncertainty, correct).accuracy.mean()
+
+
+def brier_score(
+    log_probs: Float[Arrays, "N C"], labels: Integer[Arrays, "N"]
+) -> Float[Array, ""]:
+    """Returns mean_n sum_c (p_nc - [c = label_n])^2, in [0, 2].
+
+    Args:
+        log_probs: normalised.
+        labels: the right classes, integers in [0, C).
+
+    Raises:
+        ValueError: as `reliability`.
+    """
+    labels = _checked_labels(log_probs, labels)
+    probs = jnp.exp(wide(log_probs))
+    right = jax.nn.one_hot(labels, probs.shape[1], dtype=probs.dtype)
+    return ((probs - right) ** 2).sum(axis=1).mean()
+
+
+def adaptive_calibration_error(
+    log_probs: Float[Arrays, "N C"], labels: Integer[Arrays, "N"], bins: int = 15
+) -> Float[Array, ""]:
+    """Returns the adaptive calibration error, in [0, 1] [3].
+
+    Of each class, the N probabilities are sorted into bins of equal counts (counts
+    differ by at most one); the error is the mean over classes and bins of |share of
+    examples of the class - mean probability|.
+
+    Args:
+        log_probs: normalised.
+        labels: the right classes, integers in [0, C).
+        bins: an integer of 1 to N.
+
+    Raises:
+        ValueError: as `reliability`; or there are more bins than examples.
+    """
+    labels = _checked_labels(log_probs, labels)
+    bins, count = check_count("bins", bins), len(labels)
+    if bins > count:
+        raise ValueError(f"`bins` must be at most N = {count}, got {bins}.")
+    probs = jnp.exp(wide(log_probs))
+    right = jax.nn.one_hot(labels, probs.shape[1], dtype=probs.dtype)
+    order = jnp.argsort(probs, axis=0)
+    gaps = jnp.take_along_axis(right - probs, order, axis=0)
+    place = jnp.arange(count, dtype=jnp.int32) * bins // count
+    sizes = jax.ops.segment_sum(jnp.ones(count, probs.dtype), place, bins)
+    sums = jax.ops.segment_sum(gaps, place, bins)
+    return jnp.abs(sums / sizes[:, None]).mean()
+
+
+def conformal_quantile(scores: Float[Arrays, "N"], coverage: Any) -> Float[Array, ""]:
+    """Returns the threshold of split conformal prediction [5].
+
+    It is the ceil((N + 1) coverage)-th smallest score of held-out examples. A further
+    example that is exchangeable with them has a score of at most the threshold with a
+    probability of at least `coverage`, whatever the model.
+
+    The scores of numbers may be |y - mean| / deviation: the intervals are then mean
+    +- threshold * deviation. Those of classes may be 1 - p_label, see `conformal_sets`.
+
+    Args:
+        scores: larger is worse, of examples that the model was not trained on.
+        coverage: in (0, 1).
+
+    Returns:
+        The threshold; infinite if there are too few examples for the coverage.
+
+    Raises:
+        ValueError: N is 0; `coverage` is not a number in (0, 1).
+    """
+    check_number("coverage", coverage, "in (0, 1)", lambda number: 0 < number < 1)
+    if scores.ndim != 1 or not scores.size:
+        raise ValueError(
+            f"`scores` must have the shape [N], N of 1 or more, got {scores.shape}."
+        )
+    values = wide(scores)
+    place = math.ceil(round((len(values) + 1) * coverage, 9))
+    if place > len(values):
+        return jnp.asarray(jnp.inf, values.dtype)
+    return jnp.sort(values)[place - 1]
+
+
+def conformal_sets(
+    log_probs: Float[Arrays, "*N C"], threshold: Any
+) -> Bool[Array, "*N C"]:
+    """Returns the classes whose score 1 - p_c is at most a threshold [5].
+
+    Args:
+        log_probs: normalised.
+        threshold: the `conformal_quantile` of the scores 1 - p_label.
+    """
+    probs = jnp.exp(wide(log_probs))
+    return 1 - probs <= jnp.asarray(threshold, probs.dtype)
 
 
 def fit_temperature(

@@ -13,6 +13,8 @@ References:
     [3] Houlsby et al. Bayesian active learning for classification and preference
         learning. 2011. arXiv:1112.5745. (Abstract; the equation is from code that uses
         it, such as small-text's bayesian.py.)
+    [4] Kendall, Gal. What uncertainties do we need in Bayesian deep learning for
+        computer vision? NeurIPS 2017. arXiv:1703.04977, section 3. (Text unchecked.)
 """
 
 import math
@@ -30,9 +32,29 @@ from rdrop.keys import StreamKeys, stream_keys
 from rdrop.noise.plan import Design, Plan
 from rdrop.noise.threefry import fold_in
 
-__all__ = ["Prediction", "entropy", "pass_keys", "predict"]
+__all__ = ["Moments", "Prediction", "entropy", "moments", "pass_keys", "predict"]
 
 Arrays: TypeAlias = jax.Array | np.ndarray
+
+
+class Moments(struct.PyTreeNode):
+    """Mean and variance of a mixture of K predicted distributions of numbers [4].
+
+    Attributes:
+        mean: of the mixture, [...].
+        within: mean of the variances of the passes, [...]: the noise of the data.
+        between: variance of the means of the passes, [...], divided by K: what the
+            masks do not agree on.
+    """
+
+    mean: Float[Array, "..."]
+    within: Float[Array, "..."]
+    between: Float[Array, "..."]
+
+    @property
+    def variance(self) -> Float[Array, "..."]:
+        """The variance of the mixture, [...]: the sum of both."""
+        return self.within + self.between
 
 
 class Prediction(struct.PyTreeNode):
@@ -167,6 +189,57 @@ def predict(
     return prediction, jax.tree.map(
         lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], aux
     )
+
+
+def moments(
+    function: Callable[[Any], Any], passes: Any, *, chunk: int | None = None
+) -> Moments:
+    """Runs K passes and returns the mean and the variance of their mixture.
+
+    Passes run as in `predict`.
+
+    Args:
+        function: maps one pass to a pair: mean and log variance, of one shape [...].
+        passes: pytree whose leaves have a leading axis K, such as `pass_keys`.
+        chunk: the most passes to run at once, an integer of 1 or more; None runs all.
+
+    Raises:
+        ValueError: as `predict`; or `function` does not return two arrays of one shape.
+    """
+    count = _count(passes)
+    rows = _rows(count, count if chunk is None else check_count("chunk", chunk))
+
+    def outputs(row):
+        index = jnp.minimum(row, count - 1)
+        found = jax.vmap(function)(
+            jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], passes)
+        )
+        if len(pair := jax.tree.leaves(found)) != 2 or pair[0].shape != pair[1].shape:
+            shapes = [leaf.shape[1:] for leaf in pair]
+            raise ValueError(
+                "`function` must return mean and log variance, two arrays of one "
+                f"shape, got {shapes}."
+            )
+        return wide(pair[0]), jnp.exp(wide(pair[1]))
+
+    def step(found, row):
+        # Means and variances of chunks, weighted by their counts, are merged.
+        seen, mean, within, squares = found
+        means, variances = outputs(row)
+        valid = (row < count).astype(means.dtype).reshape(-1, *[1] * (means.ndim - 1))
+        new = valid.sum()
+        own = (valid * means).sum(axis=0) / new
+        spread = (valid * (means - own[None]) ** 2).sum(axis=0)
+        share = new / (seen + new)
+        squares = squares + spread + (own - mean) ** 2 * seen * share
+        within = within + ((valid * variances).sum(axis=0) / new - within) * share
+        return (seen + new, mean + (own - mean) * share, within, squares), None
+
+    shapes = jax.eval_shape(outputs, rows[0])
+    zero = jnp.zeros(shapes[0].shape[1:], shapes[0].dtype)
+    start = jnp.zeros((), zero.dtype), zero, jnp.zeros_like(zero, shapes[1].dtype), zero
+    (seen, mean, within, squares), _ = jax.lax.scan(step, start, rows)
+    return Moments(mean, within, squares / seen)
 
 
 def entropy(log_probs: Float[Arrays, "*N C"]) -> Float[Array, "*N"]:

@@ -16,7 +16,7 @@ FLOORS = (
     {"noise"},
     {"keys", "schedules"},
     {"dropout", "montecarlo", "penalties", "functional"},
-    {"cells", "presets", "serialisation", "calibration"},
+    {"cells", "presets", "serialisation", "calibration", "regression"},
     {"loops", "plot"},
     {"linen"},
     {"nnx", "wrapping"},

@@ -323,3 +323,66 @@ def test_wrong_labels_are_refused(function, log_probs, labels, message):
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_brier_score_is_that_of_scikit_learn():
+    """Computed by brier_score_loss of scikit-learn 1.9, scale_by_half=False."""
+    probs = np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.1, 0.8, 0.1]])
+    found = calibration.brier_score(np.log(probs), np.array([0, 2, 1]))
+    assert found == pytest.approx(0.32666666666666666, rel=1e-6)
+
+
+@pytest.mark.parametrize("bins", [1, 7, 300])
+def test_adaptive_calibration_error_is_that_of_a_loop(judged, bins):
+    logits, labels = judged
+    probs = special.softmax(logits, axis=1)
+    gaps = []
+    for c in range(CLASSES):
+        order = np.argsort(probs[:, c], kind="stable")
+        places = np.arange(300) * bins // 300
+        for b in range(bins):
+            some = order[places == b]
+            gaps.append(abs((labels[some] == c).mean() - probs[some, c].mean()))
+    found = calibration.adaptive_calibration_error(np.log(probs), labels, bins)
+    assert found == pytest.approx(np.mean(gaps), rel=1e-5)
+    with pytest.raises(ValueError, match="`bins` must be at most N = 300, got 301"):
+        calibration.adaptive_calibration_error(np.log(probs), labels, 301)
+
+
+def test_area_under_the_risk_coverage_curve_is_that_of_a_loop(rng):
+    uncertainty, correct = rng.normal(size=50), rng.uniform(size=50) < 0.7
+    order = np.argsort(uncertainty)
+    risks = [1 - correct[order[: k + 1]].mean() for k in range(50)]
+    found = calibration.area_under_risk_coverage(uncertainty, correct)
+    assert found == pytest.approx(np.mean(risks), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("coverage", "place"), [(0.5, 5), (0.8, 8), (0.9, 9), (0.91, None)]
+)
+def test_conformal_thresholds_are_order_statistics(coverage, place):
+    """Of 9 scores the ceil(10 coverage)-th; infinite if there is none."""
+    scores = np.random.default_rng(0).permutation(9) + 1.0
+    found = calibration.conformal_quantile(scores, coverage)
+    assert found == (np.inf if place is None else place)
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.95])
+def test_conformal_sets_hold_the_class_as_often_as_asked(rng, coverage):
+    logits = 4 * rng.normal(size=(4000, CLASSES))
+    tempered = special.softmax(logits / 2.5, axis=1)
+    labels = np.array([rng.choice(CLASSES, p=p) for p in tempered])
+    log_probs = special.log_softmax(logits, axis=1)
+    right = np.exp(log_probs[np.arange(4000), labels])
+    threshold = calibration.conformal_quantile(1 - right[:2000], coverage)
+    sets = calibration.conformal_sets(log_probs[2000:], threshold)
+    inside = np.asarray(sets)[np.arange(2000), labels[2000:]].mean()
+    assert inside == pytest.approx(coverage, abs=0.035)
+
+
+@pytest.mark.parametrize("coverage", [0, 1, 1.5, np.nan])
+def test_impossible_coverages_are_refused(coverage):
+    with pytest.raises(ValueError, match=r"`coverage` must be in \(0, 1\)"):
+        calibration.conformal_quantile(np.ones(5), coverage)
+    with pytest.raises(ValueError, match=r"`scores` must have the shape \[N\]"):
+        calibration.conformal_quantile(np.ones((0,)), 0.5)
