@@ -1,7 +1,7 @@
 """Pictures of the README and the docs: `python docs/make_images.py [RUNS]`.
 
-`masks.png` is drawn from the library alone, and `papers.svg` from the results in
-configs/results. The others are drawn from the runs of
+`masks.png` is drawn from the library alone, and `papers.svg` and `linear.svg` from the
+results in configs/results. The others are drawn from the runs of
 configs/vowels_*.toml that are in the folder RUNS, by default `runs`.
 """
 

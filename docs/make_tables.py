@@ -7,6 +7,8 @@ A page has a table between two comments, such as `<!-- presets -->` and
 from collections.abc import Callable
 from pathlib import Path
 
+import make_linear
+
 from experiments.axes import make_sweep, read_toml
 from experiments.language.config import Config
 from experiments.papers import (
@@ -137,6 +139,9 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "costs": ("papers.md", costs_table),
     "differences": ("papers.md", differences_list),
     "papers": ("../README.md", short_results_table),
+    "linear effects": ("linear.md", make_linear.table),
+    "linear lifetimes": ("linear.md", make_linear.lifetimes_table),
+    "linear costs": ("linear.md", make_linear.cost_table),
 }
 """The page and the generator of each table, by the name between its comments."""
 

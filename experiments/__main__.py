@@ -224,6 +224,7 @@ def _evaluate(
     """Evaluates a trained lane of a run, without noise and by Monte Carlo dropout.
 
     `python -m experiments evaluate runs/ptb_gal_medium_tied --passes 10 --powers 1 0`.
+    `python -m experiments evaluate runs/vowels_plane --passes 32 --ensemble seeds`.
 
     Args:
         run: the folder of a run that kept weights (--keep best or all).
@@ -235,15 +236,27 @@ def _evaluate(
     if facts["kind"] == LanguageModels.name:
         show(evaluate(run, options))
         return 0
-    changed = dataclasses.replace(options, lane=1, split="test") != DETERMINISTIC
-    if changed:
+    kept = {n: getattr(options, n) for n in ("powers", "masks", "noise", "temperature")}
+    if dataclasses.replace(DETERMINISTIC, **kept) != DETERMINISTIC or options.window:
         raise ConfigError(
-            "evaluate: networks of sequences take --lane and --split only."
+            "evaluate: networks of sequences take --lane, --split, --passes, "
+            "--ensemble, --seed and --chunk only."
         )
-    for name, value in evaluate_sequences(run, options.lane, options.split).items():
-        console.print(
+    found = evaluate_sequences(
+        run,
+        options.lane,
+        options.split,
+        options.passes,
+        options.ensemble == "seeds",
+        options.seed,
+        options.chunk,
+    )
+    for row in found:
+        texts = (
             f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in row.items()
         )
+        console.print("  ".join(texts), soft_wrap=True)
     return 0
 
 

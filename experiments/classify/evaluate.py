@@ -1,51 +1,177 @@
-"""Evaluation of a trained network of sequences on a split of its data."""
+"""Evaluation of trained networks of sequences on a split of their data.
 
+A network is evaluated without noise, by Monte Carlo dropout, as an ensemble with the
+networks of the other seeds, or both: the arithmetic mean of the distributions over
+classes of all passes of all networks [1].
+
+References:
+    [1] Lakshminarayanan, Pritzel, Blundell. Simple and scalable predictive uncertainty
+        estimation using deep ensembles. NeurIPS 2017. arXiv:1612.01474. (Text
+        unchecked.)
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.classify.model import dropout_of
 from experiments.classify.run import Sequences
 from experiments.classify.splits import split
+from experiments.classify.train import (
+    EVALUATED_AT_ONCE,
+    Training,
+    make_training,
+    means_of,
+    take,
+)
 from experiments.classify.train import evaluate as scores_of
-from experiments.classify.train import make_training, take
-from experiments.runs.evaluations import Evaluation, add_evaluations, open_lane
+from experiments.config import ConfigError
+from experiments.runs.evaluations import (
+    Evaluation,
+    TrainedLane,
+    add_evaluations,
+    open_lane,
+    other_seeds,
+)
 from experiments.task import Batch, Data
+from rdrop import montecarlo
+
+Part = Literal["valid", "test"]
+
+
+class Member(NamedTuple):
+    """A network of an ensemble."""
+
+    training: Training
+    params: Any
+    dropout: Any
 
 
 def evaluate_sequences(
-    folder: Path, line: int = 1, part: Literal["valid", "test"] = "test"
-) -> Evaluation:
-    """Evaluates a lane without noise, and adds its scores to the run.
+    folder: Path,
+    line: int = 1,
+    part: Part = "test",
+    passes: Sequence[int] = (),
+    ensemble: bool = False,
+    seed: int = 0,
+    chunk: int = 8,
+) -> list[Evaluation]:
+    """Evaluates a lane, and adds its scores to the run.
 
     Args:
         folder: the run.
         line: of results.jsonl, from 1.
         part: of the data; without a validation split, "valid" are the sequences that
             the lane held out, which the kept model was trained on.
+        passes: numbers of Monte Carlo passes of each network.
+        ensemble: whether the lanes of the same setting at all seeds are evaluated
+            together, too.
+        seed: of the masks.
+        chunk: passes at a time.
 
     Returns:
-        The mean of each score.
+        The mean of each score: without noise, and for each number of passes; of the
+        lane, and then of the ensemble.
 
     Raises:
-        ConfigError: the run kept no such lane.
+        ConfigError: the run kept no such lane; or a mean over networks or passes is
+            asked for, and the task does not have classes.
         StorageError: the data have changed since the training, or a file is damaged.
     """
-    lane = open_lane(folder, line, Sequences())
-    task, data = lane.loaded.data
-    rates = lane.params.pop("rates", {})
-    params = {"network": lane.params, "rates": rates}
-    dropout = jax.tree.map(lambda leaf: leaf[0], dropout_of([lane.config]))
+    for name, value in {"chunk": chunk, "passes": min(passes, default=1)}.items():
+        if value < 1:
+            raise ConfigError(f"{name}: must be 1 or more, got {value}.")
+    lanes = [open_lane(folder, line, Sequences())]
+    if ensemble:
+        if part == "valid" and lanes[0].loaded.data[1].valid is None:
+            raise ConfigError(
+                'split: must be "test" for an ensemble: each seed holds out other '
+                "sequences."
+            )
+        others = other_seeds(folder, line)
+        lanes += [open_lane(folder, other, Sequences()) for other in others]
+    task, data = lanes[0].loaded.data
+    if passes or ensemble:
+        _check_classes(data)
     data = data.with_splits(jax.tree.map(jnp.asarray, data.splits))
-    training = make_training(lane.config, task, data)
-    batch = data.test if part == "test" else _validation(data, lane.config)
-    scores = jax.jit(lambda p: scores_of(training, p, dropout, batch))(params)
-    found = {"lane": line, "split": part}
-    found |= {name: float(value) for name, value in scores.items()}
-    add_evaluations(folder, [found])
+    batch = data.test if part == "test" else _validation(data, lanes[0].config)
+    members = [_member(lane, task, data) for lane in lanes]
+    found: list[Evaluation] = []
+    found.append({"passes": 0, "networks": 1} | _alone(members[0], batch, data))
+    for count in (0, *passes):
+        predictions = [_predict(m, batch, count, seed, chunk) for m in members]
+        if count:
+            scores = _judge(task, predictions[:1], batch)
+            found.append({"passes": count, "networks": 1} | scores)
+        if ensemble:
+            scores = _judge(task, predictions, batch)
+            found.append({"passes": count, "networks": len(members)} | scores)
+    found = [{"lane": line, "split": part} | row for row in found]
+    add_evaluations(folder, found)
     return found
+
+
+def _member(lane: TrainedLane, task, data: Data) -> Member:
+    params = dict(lane.params)
+    rates = params.pop("rates", {})
+    dropout = jax.tree.map(lambda leaf: leaf[0], dropout_of([lane.config]))
+    training = make_training(lane.config, task, data)
+    return Member(training, {"network": params, "rates": rates}, dropout)
+
+
+def _alone(member: Member, batch: Batch, data: Data) -> dict[str, float]:
+    """The scores of one network without noise."""
+    training, params, dropout = member
+    scores = jax.jit(lambda p: scores_of(training, p, dropout, batch))(params)
+    return {name: float(scores[name]) for name in data.units}
+
+
+def _predict(
+    member: Member, batch: Batch, passes: int, seed: int, chunk: int
+) -> np.ndarray:
+    """Returns log-probabilities [N, ..., C]; without passes, in expectation."""
+    training, params, dropout = member
+    keys = montecarlo.pass_keys(jax.random.key(seed), max(passes, 1))
+
+    @jax.jit
+    def of_part(some):
+        def one(key):
+            outputs = training.outputs(params, dropout, some, key)
+            return jax.nn.log_softmax(outputs)
+
+        if not passes:
+            return one(None)
+        return montecarlo.predict(one, keys, chunk=chunk).log_probs
+
+    starts = range(0, len(batch.lengths), EVALUATED_AT_ONCE)
+    parts = [
+        jax.tree.map(lambda leaf, s=s: leaf[s : s + EVALUATED_AT_ONCE], batch)
+        for s in starts
+    ]
+    return np.concatenate([of_part(some) for some in parts])
+
+
+def _judge(task, predictions: Sequence[np.ndarray], batch: Batch) -> dict[str, float]:
+    """The scores of the mean of distributions."""
+    stacked = jnp.stack([jnp.asarray(p) for p in predictions])
+    mean = montecarlo.predict(lambda p: p, stacked).log_probs
+    score = task.score(mean, batch)
+    return dict(zip(score.values, map(float, means_of(score)), strict=True))
+
+
+def _check_classes(data: Data) -> None:
+    """Raises a ConfigError if the targets are not classes."""
+    rank = 1 if data.readout == "last" else 2
+    targets = np.asarray(data.test.targets)
+    if targets.dtype.kind not in "iu" or targets.ndim != rank or data.outputs < 2:
+        raise ConfigError(
+            "passes, ensemble: average distributions over classes; the targets of this "
+            "task are not classes."
+        )
 
 
 def _validation(data: Data, config) -> Batch:

@@ -156,13 +156,13 @@ class Training(NamedTuple):
         config, keys = self.config.second_pass, rdrop.stream_keys(key)
         outputs = self.outputs(params, lane.dropout, batch, keys, lane.depth)
         score = self.task.score(outputs, batch)
-        loss = _means(score)[0]
+        loss = means_of(score)[0]
         if config.penalty == "none":
             return loss * self._size(score) + self.price(params), loss
         others = consistency.keys(config, key, keys)
         other = self.outputs(params, lane.dropout, batch, others, lane.depth)
         if others is not None:
-            loss = (loss + _means(self.task.score(other, batch))[0]) / 2
+            loss = (loss + means_of(self.task.score(other, batch))[0]) / 2
         weights = consistency.weights(outputs, score, batch)
         penalty = consistency.PENALTIES[config.penalty](outputs, other, weights)
         total = loss * self._size(score) + lane.penalty * penalty
@@ -302,7 +302,7 @@ def evaluate(training: Training, params, dropout: Dropout, batch: Batch) -> Metr
     count = len(batch.lengths)
     if count <= EVALUATED_AT_ONCE:
         score = training.judge(params, dropout, batch)
-        return dict(zip(score.values, _means(score), strict=True))
+        return dict(zip(score.values, means_of(score), strict=True))
     # The last sequence is repeated, with weight 0, to fill the last batch.
     rows = -(-count // EVALUATED_AT_ONCE)
     place = jnp.arange(rows * EVALUATED_AT_ONCE).reshape(rows, EVALUATED_AT_ONCE)
@@ -399,7 +399,8 @@ def _make_epochs(training, shard):
     return epochs
 
 
-def _means(score: Score) -> list[Float[Array, ""]]:
+def means_of(score: Score) -> list[Float[Array, ""]]:
+    """Returns the weighted mean of each value of a score."""
     weight = score.weight / score.weight.sum()
     return [(value * weight).sum() for value in score.values.values()]
 

@@ -56,6 +56,8 @@ class Options:
     """Line of results.jsonl, from 1."""
     split: Literal["valid", "test"] = "test"
     """Part of the data."""
+    ensemble: Literal["none", "seeds"] = "none"
+    """Networks whose predictions are averaged, too: those of all seeds."""
     passes: tuple[int, ...] = ()
     """Numbers of Monte Carlo passes; without any, the evaluation is deterministic."""
     powers: tuple[float, ...] = (1.0,)
@@ -181,6 +183,8 @@ def scale_rates(noise: Noise, factor: float) -> Noise:
 
 
 def _check(options: Options) -> None:
+    if options.ensemble != "none":
+        raise ConfigError("ensemble: must be none for language models.")
     for name in ("chunk", "lane"):
         if (value := getattr(options, name)) < 1:
             raise ConfigError(f"{name}: must be 1 or more, got {value}.")

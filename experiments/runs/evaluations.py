@@ -62,6 +62,14 @@ def open_lane(folder: Path, line: int, kind: Kind) -> TrainedLane:
     return TrainedLane(config, weights.params, loaded)
 
 
+def other_seeds(folder: Path, line: int) -> list[int]:
+    """Returns the other lines of results.jsonl with the setting of a line."""
+    records = read_records(folder)
+    setting = records[line - 1]["setting"]
+    lines = range(1, len(records) + 1)
+    return [n for n in lines if n != line and records[n - 1]["setting"] == setting]
+
+
 def read_evaluations(folder: Path) -> list[Evaluation]:
     """Reads the evaluations of a run; none if it has no such file.
 
