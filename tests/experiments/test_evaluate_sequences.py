@@ -73,6 +73,7 @@ def test_an_ensemble_is_the_mean_of_the_distributions_of_the_seeds(run):
     assert kept[1]["nll"] == together["nll"]
 
 
+@pytest.mark.slow
 def test_passes_are_averaged_within_and_over_networks(run):
     arguments = {"line": 1, "passes": (2, 3), "ensemble": True}
     found = evaluate_sequences(run, **arguments)
@@ -108,6 +109,7 @@ def test_impossible_evaluations_are_refused(run, capsys):
     assert "passes: must be 1 or more, got -1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_numbers_have_no_mean_distribution(pytestconfig, tmp_path):
     table, out = tmp_path / "numbers.npz", tmp_path / "run"
     rng = np.random.default_rng(0)
