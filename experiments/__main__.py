@@ -122,11 +122,15 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
             )
         _join(machine)
         sweep = _sweep(path, config, options, Config)
+        racing = race if until == "settled" else None
+        if racing:
+            racing.check(sweep)
         if dry_run:
             estimate(KINDS["sequences"], sweep, machine)
+            if racing:
+                console.print("A race trains at most these lanes.")
             return 0
         text = shlex.join(["python", "-m", "experiments", *arguments])
-        racing = race if until == "settled" else None
         how = Options(machine, text, keep, racing, _concluding(tensorboard))
         done = run(KINDS["sequences"], sweep, out or folder_of(path), how)
         return 0 if done else 130

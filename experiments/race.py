@@ -13,6 +13,7 @@ Shapes:
     S settings, K seeds of the sweep.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -48,12 +49,12 @@ class Race:
 
     def check(self, sweep: Sweep) -> None:
         """Raises a ConfigError if a sweep cannot be raced."""
-        if not self.margin >= 0:
-            raise ConfigError(f"margin: must be at least 0, got {self.margin:g}.")
-        for name in ("lanes", "minutes"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name}: must be above 0, got {value:g}.")
+        if not 0 <= self.margin < math.inf:
+            raise ConfigError(
+                f"margin: must be finite and at least 0, got {self.margin:g}."
+            )
+        if self.minutes is not None and not self.minutes > 0:
+            raise ConfigError(f"minutes: must be above 0, got {self.minutes:g}.")
         field = _Field.of(sweep.lanes())
         if not field.tested.any():
             raise ConfigError(
@@ -64,6 +65,12 @@ class Race:
                 f"{sweep.source}: seeds: must be at least {field.first}, the fewest "
                 f"that can settle {field.tested.sum()} differences, got "
                 f"{len(sweep.seeds)}; a race may use all of them, such as 64."
+            )
+        fewest = field.first * len(field.bases)
+        if self.lanes is not None and self.lanes < fewest:
+            raise ConfigError(
+                f"lanes: must be at least {fewest}, {field.first} seeds of each "
+                f"setting, got {self.lanes}."
             )
 
 

@@ -184,9 +184,20 @@ def test_a_race_ends_with_its_lanes():
     [
         (1, 64, Race(), "must have an axis with several values to be raced"),
         (9, 4, Race(), "seeds: must be at least 7, the fewest that can settle 8"),
-        (2, 64, Race(margin=-1.0), "margin: must be at least 0, got -1"),
-        (2, 64, Race(margin=math.nan), "margin: must be at least 0, got nan"),
-        (2, 64, Race(lanes=0), "lanes: must be above 0, got 0"),
+        (2, 64, Race(margin=-1.0), "must be finite and at least 0, got -1"),
+        (
+            2,
+            64,
+            Race(margin=math.nan),
+            "must be finite and at least 0, got nan",
+        ),
+        (
+            2,
+            64,
+            Race(margin=math.inf),
+            "must be finite and at least 0, got inf",
+        ),
+        (2, 64, Race(lanes=9), "lanes: must be at least 10, 5 seeds of each setting, "),
         (2, 64, Race(minutes=-1.0), "minutes: must be above 0, got -1"),
     ],
 )
