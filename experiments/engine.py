@@ -6,6 +6,7 @@ trains the programs in turn, stores records, weights and checkpoints, and resume
 any interruption with bitwise identical results.
 """
 
+import bisect
 import contextlib
 import itertools
 import shutil
@@ -48,9 +49,10 @@ class Part(NamedTuple):
     lanes: list[Lane]
 
     def numbers(self, places: Sequence[int]) -> list[int]:
-        """Returns those places in the sweep that are here, counted from `first`."""
-        end = self.first + len(self.lanes)
-        return [place - self.first for place in places if self.first <= place < end]
+        """Returns those ascending places that are here, counted from `first`."""
+        begin = bisect.bisect_left(places, self.first)
+        end = bisect.bisect_left(places, self.first + len(self.lanes))
+        return [place - self.first for place in places[begin:end]]
 
     @property
     def configs(self) -> list[Any]:
