@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import make_linear
 import numpy as np
 from make_tables import papers
 from matplotlib.figure import Figure
@@ -101,4 +102,5 @@ def draw_reports(root: Path) -> None:
 if __name__ == "__main__":
     draw_masks().savefig(IMAGES / "masks.png", dpi=110)
     draw_papers().savefig(IMAGES / "papers.svg", metadata={"Date": None})
+    make_linear.draw().savefig(IMAGES / "linear.svg", metadata={"Date": None})
     draw_reports(Path(sys.argv[1] if len(sys.argv) > 1 else "runs"))
