@@ -17,7 +17,7 @@ Shapes:
 import json
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,8 @@ from matplotlib.figure import Figure
 from experiments import runs
 from experiments.classify.methods import AT_SITES, LIFETIMES
 from experiments.report import lanes
-from experiments.statistics import Comparison, compare, count_text
+from experiments.report.lanes import METHOD
+from experiments.statistics import MINUS, Comparison, compare, count_text
 
 RESULT = Path(__file__).parents[1] / "configs/results/linear_sites.json"
 TASKS = {
@@ -38,7 +39,7 @@ TASKS = {
     "copy": "selective copy",
 }
 GATED = ("lstm", "gru")
-CELL, METHOD, RATE = "model.cell", "dropout.method", "dropout.rate"
+CELL, RATE = "model.cell", "dropout.rate"
 DIGITS = 5
 
 
@@ -91,30 +92,14 @@ def lifetimes(kept: dict[str, Any]) -> dict[tuple[str, str], Comparison | None]:
 
 def table() -> str:
     """Returns the effects as a Markdown table: a row per method, a column per task."""
-    kept = json.loads(RESULT.read_text())
-    found = effects(kept)
-    lines = [
-        f"| noise | {' | '.join(TASKS[task] for task in kept)} |",
-        "|---" * (1 + len(kept)) + "|",
-    ]
-    for method in _methods():
-        cells = [_text(found[task, method].linear) for task in kept]
-        lines.append(f"| `{method}` | {' | '.join(cells)} |")
-    return "".join(f"{line}\n" for line in lines)
+    found = effects(json.loads(RESULT.read_text()))
+    tested = {key: effect.linear for key, effect in found.items()}
+    return _by_task("noise", _methods(), tested)
 
 
 def lifetimes_table() -> str:
     """Returns the differences of lifetimes as a Markdown table."""
-    kept = json.loads(RESULT.read_text())
-    found = lifetimes(kept)
-    lines = [
-        f"| site | {' | '.join(TASKS[task] for task in kept)} |",
-        "|---" * (1 + len(kept)) + "|",
-    ]
-    for site in AT_SITES:
-        cells = [_text(found[task, site]) for task in kept]
-        lines.append(f"| `{site}` | {' | '.join(cells)} |")
-    return "".join(f"{line}\n" for line in lines)
+    return _by_task("site", AT_SITES, lifetimes(json.loads(RESULT.read_text())))
 
 
 def cost_table() -> str:
@@ -149,6 +134,23 @@ def draw() -> Figure:
         unique.values(), unique.keys(), loc="outside lower center", ncols=4, fontsize=9
     )
     return figure
+
+
+def _by_task(
+    heading: str,
+    names: Iterable[str],
+    found: Mapping[tuple[str, str], Comparison | None],
+) -> str:
+    """A Markdown table with a row per name and a column per task."""
+    tasks = list(dict.fromkeys(task for task, _ in found))
+    lines = [
+        f"| {heading} | {' | '.join(TASKS[task] for task in tasks)} |",
+        "|---" * (1 + len(tasks)) + "|",
+    ]
+    for name in names:
+        cells = [_text(found[task, name]) for task in tasks]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _draw_row(axes, row: int, effect: Effect) -> None:
@@ -243,9 +245,7 @@ def _text(comparison: Comparison | None) -> str:
     if comparison is None:
         return "-"
     ends = (comparison.difference, comparison.low, comparison.high)
-    mean, low, high = (
-        f"{_percent(v):+.1f}".replace("-", "\N{MINUS SIGN}") for v in ends
-    )
+    mean, low, high = (f"{_percent(v):+.1f}".replace("-", MINUS) for v in ends)
     text = f"{mean} ({low} to {high})"
     return f"**{text}**" if comparison.differs else text
 

@@ -116,19 +116,11 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
             machine: devices and processes.
         """
         machine.check()
-        if until == "trained" and race != NO_LIMITS:
-            raise ConfigError(
-                "until: must be settled for --margin, --lanes and --minutes."
-            )
+        racing = _racing(until, race)
         _join(machine)
         sweep = _sweep(path, config, options, Config)
-        racing = race if until == "settled" else None
-        if racing:
-            racing.check(sweep)
         if dry_run:
-            estimate(KINDS["sequences"], sweep, machine)
-            if racing:
-                console.print("A race trains at most these lanes.")
+            estimate(KINDS["sequences"], sweep, machine, racing)
             return 0
         text = shlex.join(["python", "-m", "experiments", *arguments])
         how = Options(machine, text, keep, racing, _concluding(tensorboard))
@@ -322,6 +314,15 @@ def _export(
     path = export(run, to, out)
     console.print(f"Written: {path}", style="bold", soft_wrap=True)
     return 0
+
+
+def _racing(until: str, race: Race) -> Race | None:
+    """Returns the race of a run, if it is one; limits of a race need one."""
+    if until == "settled":
+        return race
+    if race != NO_LIMITS:
+        raise ConfigError("until: must be settled for --margin, --lanes and --minutes.")
+    return None
 
 
 def _sweep(path: Path, config: Any, options: Any, kind: Any) -> axes.Sweep:

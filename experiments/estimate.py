@@ -7,9 +7,12 @@ from experiments.devices import HERE, Machine
 from experiments.engine import divide
 from experiments.kinds import Kind
 from experiments.progress import console
+from experiments.race import Race
 
 
-def estimate(kind: Kind, sweep: Sweep, machine: Machine = HERE) -> None:
+def estimate(
+    kind: Kind, sweep: Sweep, machine: Machine = HERE, race: Race | None = None
+) -> None:
     """Prints the programs of a sweep, and the measured cost of the first one.
 
     The first program is compiled and trains for some seconds; the time of the others is
@@ -19,10 +22,13 @@ def estimate(kind: Kind, sweep: Sweep, machine: Machine = HERE) -> None:
         kind: the kind of program.
         sweep: the lanes.
         machine: devices and processes.
+        race: of a run that may train fewer lanes.
 
     Raises:
         ConfigError: the config does not suit the data, or does not fit into memory.
     """
+    if race:
+        race.check(sweep)
     lanes = sweep.lanes()
     loaded = kind.load(sweep.base)
     parts = divide(lanes)
@@ -40,6 +46,8 @@ def estimate(kind: Kind, sweep: Sweep, machine: Machine = HERE) -> None:
     table.add_row("compiling", f"about {duration(compiling)}")
     table.add_row("training", f"about {duration(training)}")
     console.print(table)
+    if race:
+        console.print("A race trains at most these lanes.")
     console.print("Dry run: nothing was written.")
 
 

@@ -102,7 +102,7 @@ def evaluate_sequences(
     members = [_member(lane, task, data) for lane in lanes]
     found: list[Evaluation] = []
     found.append({"passes": 0, "networks": 1} | _alone(members[0], batch, data))
-    for count in (0, *passes):
+    for count in (0, *passes) if ensemble else passes:
         predictions = [_predict(m, batch, count, seed, chunk) for m in members]
         if count:
             scores = _judge(task, predictions[:1], batch)

@@ -174,8 +174,8 @@ def _rate_series(part: xr.Dataset, path: str) -> Series:
 def _race_series(data: xr.Dataset, row: Planned) -> Series:
     """The differences from the first seed at which their interval is finite."""
     assert row.comparison is not None
-    one, other = (lanes.losses_at(data, s) for s in (row.setting, row.base))
-    differences = one[: len(other)] - other[: len(one)]
+    losses = (lanes.losses_at(data, s) for s in (row.setting, row.base))
+    differences = np.subtract(*lanes.shared_seeds(*losses))
     seeds = np.arange(1, len(differences) + 1)
     low, high = intervals(differences, row.comparison.level)
     means = np.cumsum(differences) / seeds

@@ -271,9 +271,9 @@ def _planned_of_race(data) -> dict[tuple[str, str], Planned]:
 
 def _pair(data: xr.Dataset, setting: Setting, base: Setting):
     """The losses of two settings at the seeds of both."""
-    one, other = lanes.losses_at(data, setting), lanes.losses_at(data, base)
-    seeds = min(len(one), len(other))
-    return one[:seeds], other[:seeds]
+    return lanes.shared_seeds(
+        lanes.losses_at(data, setting), lanes.losses_at(data, base)
+    )
 
 
 def _stopped(data: xr.Dataset) -> xr.DataArray:

@@ -118,6 +118,14 @@ def values_at(
     return np.where(diverged, np.nan, history(data, setting, metric)[:, -1])
 
 
+def shared_seeds(
+    one: Float[np.ndarray, "_"], other: Float[np.ndarray, "_"]
+) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
+    """Returns the values of two settings at the seeds of both, which come first."""
+    seeds = min(len(one), len(other))
+    return one[:seeds], other[:seeds]
+
+
 def losses_at(data: xr.Dataset, setting: Setting) -> Float[np.ndarray, "N"]:
     """Returns the final test loss at one setting, one value per seed."""
     return values_at(data, setting, f"test_{data.attrs['loss']}")

@@ -37,10 +37,9 @@ def compare_runs(runs: Sequence[xr.Dataset]) -> list[RunBest]:
         alike = _conditions(runs[0]) == _conditions(runs[n])
         if n == 0 or best[0] is None or best[n] is None or not alike:
             return None
-        one = lanes.losses_at(runs[n], best[n])
-        other = lanes.losses_at(runs[0], best[0])
-        seeds = min(len(one), len(other))
-        return one[:seeds], other[:seeds]
+        return lanes.shared_seeds(
+            lanes.losses_at(runs[n], best[n]), lanes.losses_at(runs[0], best[0])
+        )
 
     tests = SEQUENTIAL if any(run.attrs["race"] for run in runs) else None
     margin = runs[0].attrs["margin"]
