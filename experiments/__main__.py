@@ -30,6 +30,7 @@ from experiments.runs.facts import read_facts
 from experiments.runs.files import StorageError
 from experiments.runs.folder import folder_of
 from experiments.runs.weights import Keep
+from experiments.search.tune import Search, tune
 
 ConfigPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG.toml")]
 Line = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RESULTS.jsonl:LINE")]
@@ -42,6 +43,7 @@ KINDS: dict[str, Kind] = {k.name: k for k in (Sequences(), LanguageModels())}
 """Kinds of program by their names in run.json."""
 DETERMINISTIC = Evaluate()
 NO_LIMITS = Race()
+USUAL_SEARCH = Search()
 _Several: Any = commandline.several(Config)
 _SeveralModels: Any = commandline.several(ModelConfig)
 
@@ -59,6 +61,7 @@ def main(arguments: list[str]) -> int:
         return tyro.extras.subcommand_cli_from_dict(
             {
                 "ablate": _ablate(arguments),
+                "tune": _tune(arguments),
                 "train": _train(arguments),
                 "reproduce": _reproduce,
                 "configs": _configs,
@@ -126,6 +129,38 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
         how = Options(machine, text, keep, racing, _concluding(tensorboard))
         done = run(KINDS["sequences"], sweep, out or folder_of(path), how)
         return 0 if done else 130
+
+    return command
+
+
+def _tune(arguments: Sequence[str]) -> Callable[..., int]:
+    """Returns a command whose options default to the config named on the line."""
+    options = commandline.defaults(_named("tune", arguments))
+
+    def command(
+        path: ConfigPath,
+        /,
+        config: Annotated[_Several, tyro.conf.arg(name="")] = options,
+        out: Path | None = None,
+        search: Annotated[Search, tyro.conf.arg(name="")] = USUAL_SEARCH,
+    ) -> int:
+        """Searches a config for the setting with the lowest validation loss.
+
+        The config is one of `ablate`, but its axes are not a grid: rates and other
+        traced fields with several values are ranges from the lowest to the highest, and
+        any number in them is tried; the values of other fields are choices.
+        `python -m experiments tune CONFIG.toml --lanes 256 --halving 3`. The same
+        command resumes an interrupted search, or helps one that is running.
+
+        Args:
+            path: the config, for example configs/vowels_plane.toml.
+            config: the fields of the config.
+            out: the folder of the study; by default runs/NAME_search.
+            search: how it is searched.
+        """
+        sweep = _sweep(path, config, options, Config)
+        folder = out or folder_of(path).with_name(f"{path.stem}_search")
+        return 0 if tune(sweep, folder, search, _concluding(False)) else 130
 
     return command
 

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,18 +77,26 @@ class Sweep(NamedTuple):
         Raises:
             ConfigError: the values of a setting do not go together.
         """
+        settings = itertools.product(*self.axes.values())
         return [
-            Lane(structure, traced, dataclasses.replace(config, seeds=seed))
-            for structure, traced, config in self._settings()
-            for seed in self.seeds
+            lane
+            for values in settings
+            for lane in self.lanes_of(dict(zip(self.axes, values, strict=True)))
         ]
 
-    def _settings(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], Any]]:
-        for values in itertools.product(*self.axes.values()):
-            setting = dict(zip(self.axes, values, strict=True))
-            config = _combine(self.base, setting, self.source)
-            traced = {p: v for p, v in setting.items() if TRACED.fullmatch(p)}
-            yield {p: v for p, v in setting.items() if p not in traced}, traced, config
+    def lanes_of(self, setting: Mapping[str, Any]) -> list[Lane]:
+        """Returns each seed of a setting, whose values need not be those of the axes.
+
+        Raises:
+            ConfigError: the values do not go together.
+        """
+        config = _combine(self.base, setting, self.source)
+        traced = {p: v for p, v in setting.items() if TRACED.fullmatch(p)}
+        structure = {p: v for p, v in setting.items() if p not in traced}
+        return [
+            Lane(structure, traced, dataclasses.replace(config, seeds=seed))
+            for seed in self.seeds
+        ]
 
 
 def baseline(

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,8 @@ from experiments.devices import (
     spread,
 )
 from experiments.task import Batch, Data, Task
+
+Slots: TypeAlias = Int[np.ndarray, "lanes"]
 
 
 class State(NamedTuple):
@@ -94,23 +96,38 @@ class Program(NamedTuple):
         starts = range(0, len(which), self.resident)
         return [which[start : start + self.resident] for start in starts]
 
+    def slots(self, count: int) -> Slots:
+        """Returns the slots of so many lanes, divided evenly among the devices."""
+        each = -(-count // self.mesh.shape["lane"])
+        device, within = np.divmod(np.arange(count), each)
+        return device * self.share + within
+
     def place(self, which: Sequence[int]) -> Lane:
-        """Puts lanes on the devices; the last one is repeated to fill the program."""
-        index = np.array([*which] + [which[-1]] * (self.resident - len(which)))
+        """Puts lanes into their slots; the last lane fills the others."""
+        index = np.full(self.resident, which[-1])
+        index[self.slots(len(which))] = which
         return put(jax.tree.map(lambda leaf: leaf[index], self.lanes), self.mesh, LANE)
 
-    def all_of(self, which: Sequence[int]) -> Int[np.ndarray, "devices 2"]:
-        """Returns the range of groups that each device trains for these lanes."""
-        before = self.share * np.arange(self.mesh.shape["lane"])
-        own = np.clip(len(which) - before, 0, self.share)
-        return np.stack([0 * own, -(-own // self.group)], axis=1)
+    def all_of(self, count: int) -> Int[np.ndarray, "devices 2"]:
+        """Returns the range of groups that each device trains for so many lanes."""
+        devices = np.arange(self.mesh.shape["lane"])
+        held = self.slots(count) // self.share == devices[:, None]
+        return np.stack([0 * devices, -(-held.sum(axis=1) // self.group)], axis=1)
 
-    def only(self, place: int) -> Int[np.ndarray, "devices 2"]:
-        """Returns the range of groups that trains the group of one lane alone."""
-        device, within = divmod(place, self.share)
+    def only(self, slot: int) -> Int[np.ndarray, "devices 2"]:
+        """Returns the range of groups that trains the group of one slot alone."""
+        device, within = divmod(slot, self.share)
         bounds = np.zeros((self.mesh.shape["lane"], 2), int)
         bounds[device] = within // self.group + np.arange(2)
         return bounds
+
+    def move(self, state: State, before: Slots, now: Slots) -> State:
+        """Returns the state of the lanes of some slots in other slots."""
+        index = np.zeros(self.resident, int)
+        index[now] = before
+        sharding = NamedSharding(self.mesh, LANE)
+        gather = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[index], tree))
+        return jax.device_put(gather(state), sharding)
 
     def step(self, state: State, lanes: Lane, bounds, evaluation: int) -> State:
         """Trains the groups within bounds until the next evaluation."""

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments.axes import Lane
-from experiments.classify.program import Program, check, compile_sweep
+from experiments.classify.program import Program, check, compile_sweep, make_lanes
 from experiments.classify.train import NEVER
 from experiments.config import Config
 from experiments.devices import Machine, local
@@ -17,6 +17,7 @@ from experiments.runs.checkpoints import conditions
 from experiments.runs.files import fingerprint
 from experiments.runs.records import make_record
 from experiments.runs.weights import Keep
+from experiments.task import Data
 from experiments.tasks import load_task
 
 
@@ -54,18 +55,34 @@ class Sequences:
             data_devices=machine.data_devices,
             memory=machine.bytes,
         )
-        return SequencesProgram(program, lanes)
+        return SequencesProgram(program, lanes, data)
 
 
 class SequencesProgram:
-    """A compiled sweep and its lanes."""
+    """A compiled sweep and its lanes.
 
-    def __init__(self, program: Program, lanes: Sequence[Lane]):
-        self.program, self.lanes = program, lanes
+    Args:
+        program: the compiled sweep.
+        lanes: its lanes.
+        data: the data of the task.
+    """
+
+    def __init__(self, program: Program, lanes: Sequence[Lane], data: Data):
+        self.program, self.lanes, self.data = program, lanes, data
         self.compiles = program.compiles
         self.compile_seconds = program.compile_seconds
         self.megabytes = program.needed * program.mesh.local_mesh.size / 1e6
         self.resident = program.resident
+
+    def of(self, lanes: Sequence[Lane]) -> "SequencesProgram":
+        """Returns the same compiled program for other lanes.
+
+        The sites that have noise are those of the lane that was compiled first.
+        """
+        first = self.lanes[0].config
+        made = make_lanes([first, *(lane.config for lane in lanes)], self.data)
+        others = jax.tree.map(lambda leaf: leaf[1:], made)
+        return SequencesProgram(self.program._replace(lanes=others), lanes, self.data)
 
     def rounds(self, which: Sequence[int]) -> list[Sequence[int]]:
         """Divides lanes into rounds."""
@@ -73,8 +90,8 @@ class SequencesProgram:
 
     def conditions(self, which: Sequence[int]) -> dict[str, Any]:
         """Returns the conditions of a round's checkpoints."""
-        devices = {"devices": self.program.mesh.size, "resident": self.resident}
-        return conditions(self.program.lanes.key, **devices)
+        sizes = {"devices": self.program.mesh.size, "resident": self.resident}
+        return conditions(self.program.lanes.key, **sizes, lanes=len(which))
 
     def begin(self, which: Sequence[int], weights: bool = False) -> "SequencesTraining":
         """Returns the training of a round."""
@@ -111,8 +128,13 @@ class SequencesTraining:
         compiled = program.program
         self._program, self._weights = compiled, weights
         self._lanes = [program.lanes[n] for n in which]
+        self._which, self._slots = list(which), compiled.slots(len(which))
         self._placed = compiled.place(which)
-        self._bounds = compiled.all_of(which) if only is None else compiled.only(only)
+        self._bounds = (
+            compiled.all_of(len(which))
+            if only is None
+            else compiled.only(int(self._slots[only]))
+        )
         self._train = self._lanes[0].config.train
         self.state = compiled.start(self._placed, compiled.data)
         self.number = 0
@@ -128,6 +150,16 @@ class SequencesTraining:
         """Continues after an evaluation; returns the epochs done, over lanes."""
         self.state, self.number = state, number
         return float(number * self._train.evaluate_every * len(self._lanes))
+
+    def keep(self, which: Sequence[int]) -> None:
+        """Trains only some of the lanes from now on, by their numbers in the round."""
+        compiled, slots = self._program, self._slots[[*which]]
+        self._lanes = [self._lanes[n] for n in which]
+        self._which = [self._which[n] for n in which]
+        self._slots = compiled.slots(len(which))
+        self._placed = compiled.place(self._which)
+        self._bounds = compiled.all_of(len(which))
+        self.state = compiled.move(self.state, slots, self._slots)
 
     def advance(self) -> Step:
         """Trains until the next evaluation."""
@@ -160,21 +192,25 @@ class SequencesTraining:
         every = self._train.evaluate_every
         at = [(n + 1) * every for n in range(self.number)]
 
-        def record(place):
-            diverged = [int(s[place]) for s in steps if s[place] != NEVER]
-            metrics = {n: values[place][: self.number] for n, values in history.items()}
+        def record(lane, slot):
+            diverged = [int(s[slot]) for s in steps if s[slot] != NEVER]
+            metrics = {n: values[slot][: self.number] for n, values in history.items()}
             first = min(diverged, default=None)
-            return make_record(
-                self._lanes[place], at, metrics, first, prints.get(place)
-            )
+            return make_record(lane, at, metrics, first, prints.get(slot))
 
-        return {n: record(n) for n in steps[0] if n < len(self._lanes)}
+        return {n: record(self._lanes[n], slot) for n, slot in self._here(steps[0])}
+
+    def _here(self, rows: Mapping[int, Any]) -> list[tuple[int, int]]:
+        """Returns number and slot of each lane whose row this process holds."""
+        return [
+            (n, slot) for n, slot in enumerate(self._slots.tolist()) if slot in rows
+        ]
 
     def _fingerprints(self, params: Any) -> dict[int, str]:
-        """Returns a hash of the parameters of each lane that is here."""
+        """Returns a hash of the parameters of each lane that is here, by its slot."""
         rows = [local(leaf) for leaf in jax.tree.leaves(params)]
-        here = [n for n in rows[0] if n < len(self._lanes)]
-        return {n: fingerprint([row[n] for row in rows]) for n in here}
+        here = [slot for _, slot in self._here(rows[0])]
+        return {slot: fingerprint([row[slot] for row in rows]) for slot in here}
 
     def _final_weights(self) -> dict[int, Any]:
         """Returns the parameters of each lane that is here, of the reported model."""
@@ -185,9 +221,8 @@ class SequencesTraining:
         leaves, structure = jax.tree.flatten(tree)
         rows = [local(leaf) for leaf in leaves]
         return {
-            n: jax.tree.unflatten(structure, [np.asarray(row[n]) for row in rows])
-            for n in rows[0]
-            if n < len(self._lanes)
+            n: jax.tree.unflatten(structure, [np.asarray(row[slot]) for row in rows])
+            for n, slot in self._here(rows[0])
         }
 
 

@@ -7,17 +7,19 @@ import xarray as xr
 from rich.console import Console
 
 from experiments.config import ConfigError
-from experiments.report import lanes, sentences, tables
+from experiments.report import lanes, searched, sentences, tables
 from experiments.report.figures import Drawing, drawings
 from experiments.report.findings import by_method, diverged_lanes, warnings
-from experiments.report.page import render_page, time_spent
+from experiments.report.page import render_page, render_study, time_spent
 from experiments.report.rendering import KINDS, encode_scene
 from experiments.report.scene import Scene, side_by_side
-from experiments.report.terminal import plane_grid, tested_table
+from experiments.report.terminal import numbers_table, plane_grid, tested_table
 from experiments.runs.dataset import load_dataset
 from experiments.runs.files import write_bytes
+from experiments.search.study import STUDY
 
 MOST_ROWS = 20
+MOST_BEST = 5
 
 
 def write_report(
@@ -38,18 +40,24 @@ def write_report(
         ConfigError: a folder has no results, or the margin is below 0.
         StorageError: a file cannot be read or written.
     """
-    runs = [_load(folder, margin) for folder in folders]
-    drawn = drawings(runs)
-    scenes = {name: drawing.draw() for name, drawing in drawn.items()}
-    if len(runs) == 1:
+    if found := _study(folders):
+        drawn = searched.drawings(found)
+        scenes = {name: drawing.draw() for name, drawing in drawn.items()}
+        page = render_study(found, drawn, scenes)
+    else:
+        runs = [_load(folder, margin) for folder in folders]
+        drawn = drawings(runs)
+        scenes = {name: drawing.draw() for name, drawing in drawn.items()}
+        page = render_page(runs, drawn, scenes)
+    if len(folders) == 1:
         for name, panels in scenes.items():
             for kind in ("png", "svg"):
                 write_bytes(
                     folders[0] / f"{name}.{kind}", _encode(drawn[name], panels, kind)
                 )
-    default = (folders[0] if len(runs) == 1 else Path("runs")) / "report.html"
+    default = (folders[0] if len(folders) == 1 else Path("runs")) / "report.html"
     path = out or default
-    write_bytes(path, render_page(runs, drawn, scenes).encode())
+    write_bytes(path, page.encode())
     return path
 
 
@@ -65,7 +73,12 @@ def write_figure(folders: Sequence[Path], name: str, out: Path | None = None) ->
         ConfigError: a folder has no results, or the runs have no such picture.
         StorageError: a file cannot be read or written.
     """
-    drawn = drawings([_load(folder) for folder in folders])
+    found = _study(folders)
+    drawn = (
+        searched.drawings(found)
+        if found
+        else drawings([_load(folder) for folder in folders])
+    )
     if name not in drawn:
         raise ConfigError(f"figure: must be one of {', '.join(drawn)}, got {name!r}.")
     path = out or Path(f"{name}.png")
@@ -87,8 +100,14 @@ def print_summary(folder: Path, margin: float = 0.0) -> None:
         ConfigError: the folder has no results.
         StorageError: a file cannot be read.
     """
-    run = _load(folder, margin)
     console = Console(highlight=False)
+    if found := _study([folder]):
+        table = searched.best_table(found, MOST_BEST)
+        console.print(numbers_table(table, "The best trials"))
+        for text in (searched.verdict(found), searched.advice(found)):
+            console.print(sentences.plain(text), soft_wrap=True)
+        return
+    run = _load(folder, margin)
     console.print(_summary_table(run))
     for warning in warnings(run) + diverged_lanes(run)[:MOST_ROWS]:
         console.print(sentences.plain(warning), style="red")
@@ -99,6 +118,14 @@ def print_summary(folder: Path, margin: float = 0.0) -> None:
     for text in (sentences.verdict(run), sentences.answer(run)):
         console.print(sentences.plain(text))
     console.print(f"\n{time_spent(run)}")
+
+
+def _study(folders: Sequence[Path]) -> searched.Found | None:
+    """Returns the study in the one folder, if it is one."""
+    studies = [folder for folder in folders if (folder / STUDY).exists()]
+    if studies and len(folders) > 1:
+        raise ConfigError(f"report: {studies[0]} is a study; it has a report alone.")
+    return searched.read_found(studies[0]) if studies else None
 
 
 def _load(folder: Path, margin: float = 0.0) -> xr.Dataset:

@@ -5,6 +5,7 @@ import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -12,7 +13,7 @@ import xarray as xr
 from markupsafe import Markup
 
 import rdrop
-from experiments.report import lanes, sentences, several, tables
+from experiments.report import lanes, searched, sentences, several, tables
 from experiments.report.figures import Drawing
 from experiments.report.findings import (
     by_method,
@@ -38,6 +39,36 @@ def render_page(
     scenes: Mapping[str, Sequence[Scene]],
 ) -> str:
     """Returns the report of one run or several as one HTML page."""
+    name, values = ("run", _one(runs[0])) if len(runs) == 1 else ("runs", _all(runs))
+    folders = shlex.join(run.attrs["folder"] for run in runs)
+    return _render(name, drawn, scenes, folders, values)
+
+
+def render_study(
+    found: searched.Found,
+    drawn: Mapping[str, Drawing],
+    scenes: Mapping[str, Sequence[Scene]],
+) -> str:
+    """Returns the report of a study as one HTML page."""
+    values = {
+        "heading": searched.heading(found),
+        "compared": searched.compared(found),
+        "verdict": searched.verdict(found),
+        "answer": searched.advice(found),
+        "warnings": [],
+        "trials": searched.best_table(found, MOST_OPEN_ROWS),
+    }
+    return _render("search", drawn, scenes, shlex.quote(str(found.folder)), values)
+
+
+def _render(
+    name: str,
+    drawn: Mapping[str, Drawing],
+    scenes: Mapping[str, Sequence[Scene]],
+    folders: str,
+    values: Mapping[str, Any],
+) -> str:
+    """Fills a template; `folders` are those on the command line of the report."""
     jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -46,8 +77,6 @@ def render_page(
         lstrip_blocks=True,
     )
     jinja.filters["code"] = _code
-    name, values = ("run", _one(runs[0])) if len(runs) == 1 else ("runs", _all(runs))
-    folders = shlex.join(run.attrs["folder"] for run in runs)
     return jinja.get_template(f"{name}.html.jinja").render(
         drawings=drawn,
         pictures={

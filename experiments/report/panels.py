@@ -80,7 +80,7 @@ def draw_panel(panel: Panel, alt: str) -> Scene:
     shapes: list[Any] = [Label(8, 17, panel.title, 13, bold=True)]
     for n, row in enumerate(rows):
         shapes += _legend(row, 8, 36 + 18 * n)
-    shapes += _axes(panel, x, y)
+    shapes += draw_axes(panel, x, y)
     if panel.level is not None and np.isfinite(panel.level):
         at = y.place(panel.level)
         shapes.append(Stroke(((left, at), (left + width, at)), "plain", 1.5, (4, 3)))
@@ -118,8 +118,8 @@ def _legend(row: Sequence[Series], x: Number, y: Number) -> list[Any]:
     return shapes
 
 
-def _axes(panel: Panel, x: Scale, y: Scale) -> list[Any]:
-    """Grid lines, tick labels and the names of both axes."""
+def draw_axes(panel: Panel, x: Scale, y: Scale) -> list[Any]:
+    """Returns grid lines, tick labels and the names of both axes."""
     shapes: list[Any] = []
     narrow = x.end - x.start < 200
     for value in y.ticks(4 if narrow else 6):

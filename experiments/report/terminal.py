@@ -56,6 +56,18 @@ def tested_table(table: Table, title: str) -> rich_table.Table:
     return found
 
 
+def numbers_table(table: Table, title: str) -> rich_table.Table:
+    """Returns rows of names and numbers."""
+    found = _empty(title, "bold: chosen on validation data")
+    for heading in table.names:
+        found.add_column(heading.replace(".", ".\n"), no_wrap=True)
+    for heading in table.numbers:
+        found.add_column(heading, justify="right", no_wrap=True)
+    for row in table.rows:
+        found.add_row(*row.names, *row.numbers, style=CHOSEN if row.chosen else None)
+    return found
+
+
 def _empty(title: str, caption: str) -> rich_table.Table:
     return rich_table.Table(
         title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)

@@ -1,0 +1,1 @@
+"""Search: settings are suggested by a sampler, and trained a population at a time."""

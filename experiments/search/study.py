@@ -1,0 +1,334 @@
+"""Study: the trials of a search on disk, shared by any number of processes.
+
+Optuna keeps the trials in study.sqlite3 and suggests new ones; trials.jsonl has a line
+for each trial that has ended. Several processes may work at one study, and any of them
+may die: each holds a locked file that names its trials, and a trial whose process is
+gone is tried again by another one. Everything is read and written under one lock.
+
+The suggestion for a trial depends on the seed of the study and on the trials before it,
+so that a study of one process ends with the same bytes however often it was stopped.
+"""
+
+import contextlib
+import fcntl
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+from pydantic import Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from experiments import axes
+from experiments.axes import Sweep
+from experiments.config import ConfigError
+from experiments.runs.files import (
+    parse,
+    read_file,
+    write_lines,
+    write_text,
+)
+from experiments.search.space import Space
+
+STUDY = "study.sqlite3"
+TRIALS = "trials.jsonl"
+CONFIG = "search.toml"
+LOCK = ".lock"
+PROCESSES = "processes"
+SamplerName: TypeAlias = Literal["tpe", "cmaes", "random"]
+Loss: TypeAlias = float | None
+
+
+@with_config({"strict": True, "extra": "forbid"})
+class Result(TypedDict):
+    """One line of trials.jsonl: a trial that has ended.
+
+    Attributes:
+        trial: its number in the study.
+        setting: a value by path.
+        status: "pruned" trials were stopped before the last epoch.
+        epochs: epochs that each seed was trained.
+        seeds: the seeds of the setting.
+        valid, test: the loss of each seed at the end; None if not finite.
+        curve: by epoch, the mean validation loss over seeds; None if not finite.
+    """
+
+    trial: Annotated[int, Field(ge=0)]
+    setting: dict[str, bool | int | float | str]
+    status: Literal["finished", "pruned", "diverged"]
+    epochs: Annotated[int, Field(ge=1)]
+    seeds: list[int]
+    valid: list[Loss]
+    test: list[Loss]
+    curve: dict[str, Loss]
+
+
+RESULT = TypeAdapter(Result)
+
+
+class Rules(NamedTuple):
+    """What a study does, from its first to its last trial.
+
+    Attributes:
+        sampler: suggests the settings.
+        halving: at each rung, one of so many trials is trained on; 0: all are.
+        loss: the metric that is minimised, on validation data.
+        data: fingerprint of the data.
+    """
+
+    sampler: SamplerName
+    halving: int
+    loss: str
+    data: str
+
+
+class Study:
+    """A study that is open in this process.
+
+    Args:
+        folder: of the study.
+        space: what may be tried.
+        rules: how.
+
+    Raises:
+        ConfigError: the folder is another study, or no study.
+        StorageError: a file of it cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, space: Space, rules: Rules):
+        self.folder, self.space, self.rules = folder, space, rules
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        _make(folder)
+        with self._alone():
+            _check(folder, space.sweep)
+            self._study = optuna.create_study(
+                storage=f"sqlite:///{folder.absolute() / STUDY}",
+                study_name="search",
+                sampler=RandomSampler(),
+                load_if_exists=True,
+            )
+            self._check_rules()
+
+    def __enter__(self) -> "Study":
+        folder = self.folder / PROCESSES
+        folder.mkdir(exist_ok=True)
+        self._path = folder / uuid.uuid4().hex
+        with self._alone():
+            self._file = self._path.open("w+", encoding="utf-8")
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            self._hold([])
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Leaves the trials of this process that have not ended to the others."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+
+    def claim(self, most: int, lanes: float | int) -> list[Trial]:
+        """Returns trials for this process to train.
+
+        Args:
+            most: at most so many.
+            lanes: that the whole study may train; lanes in part count as such.
+        """
+        with self._alone():
+            results = read_results(self.folder)
+            ended = {line["trial"] for line in results}
+            self._end_again(results)
+            elsewhere = self._claimed() - ended
+            spent = self._lanes(results) + len(elsewhere) * self._each
+            count = min(most, int((lanes - spent) / self._each + 1e-9))
+            known = self._study.get_trials(deepcopy=False)
+            left = [t for t in known if t.number not in ended | elsewhere]
+            taken = [self._take(trial) for trial in left[:count]]
+            trials = taken + [self._ask() for _ in range(count - len(taken))]
+            self._hold([trial.number for trial in trials])
+            return trials
+
+    def tell(self, trials: Mapping[int, Trial], results: Sequence[Result]) -> None:
+        """Stores the results of some trials, which are given by their numbers."""
+        with self._alone():
+            lines = sorted([*read_results(self.folder), *results], key=_number)
+            write_lines(self.folder / TRIALS, [{**line} for line in lines])
+            for line in results:
+                self._end(trials[line["trial"]], line)
+
+    def _ask(self) -> Trial:
+        """Returns a new trial."""
+        number = len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = self._sampler(number)
+        return self._study.ask(self.space.distributions)
+
+    def _take(self, trial: FrozenTrial) -> Trial:
+        """Returns a trial whose process is gone, perhaps while it was suggested."""
+        self._study.sampler = self._sampler(trial.number)
+        taken = Trial(self._study, trial._trial_id)  # optuna has no public way
+        for path, found in self.space.distributions.items():
+            if isinstance(found, FloatDistribution):
+                taken.suggest_float(path, found.low, found.high, log=found.log)
+            elif isinstance(found, CategoricalDistribution):
+                taken.suggest_categorical(path, found.choices)
+        return taken
+
+    def _sampler(self, number: int) -> BaseSampler:
+        """Returns the sampler of a trial."""
+        words = np.random.SeedSequence((self.space.sweep.base.seed, number))
+        return make_sampler(self.rules.sampler, int(words.generate_state(1)[0]))
+
+    def _end(self, trial: Trial, line: Result) -> None:
+        """Tells optuna the result of a trial."""
+        for epoch, loss in line["curve"].items():
+            trial.report(np.inf if loss is None else loss, int(epoch))
+        if line["status"] == "pruned":
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, loss_of(line))
+
+    def _end_again(self, results: Sequence[Result]) -> None:
+        """Tells the results of a process that died before it could."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        by_number = {line["trial"]: line for line in results}
+        for trial in running:
+            if line := by_number.get(trial.number):
+                self._end(self._take(trial), line)
+
+    def _lanes(self, results: Sequence[Result]) -> float:
+        """Returns the lanes that trials have cost."""
+        return spent_lanes(results, self.space.sweep.base.train.epochs)
+
+    @property
+    def _each(self) -> int:
+        """The lanes of a whole trial."""
+        return len(self.space.sweep.seeds)
+
+    def _claimed(self) -> set[int]:
+        """Returns the trials of the other processes; files of dead ones are removed."""
+        found: set[int] = set()
+        for path in (self.folder / PROCESSES).iterdir():
+            if path == self._path:
+                continue
+            with path.open("r+", encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found |= set(json.loads(file.read()))
+                    continue
+                path.unlink()
+        return found
+
+    def _hold(self, numbers: Sequence[int]) -> None:
+        """Names the trials of this process to the others."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(json.dumps(numbers))
+        self._file.flush()
+
+    def _check_rules(self) -> None:
+        now = self.rules._asdict()
+        before = self._study.user_attrs or now
+        for name, value in now.items():
+            if before[name] != value:
+                raise ConfigError(
+                    f"{self.folder}: is a study with {name} {before[name]}, not "
+                    f"{value}; use another folder with --out."
+                )
+            self._study.set_user_attr(name, value)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no other process reads or writes."""
+        with (self.folder / LOCK).open("a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def make_sampler(name: SamplerName, seed: int) -> BaseSampler:
+    """Returns a sampler of optuna; those that learn know the trials in training."""
+    if name == "random":
+        return RandomSampler(seed)
+    if name == "cmaes":
+        return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    return TPESampler(seed=seed)
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Reads the trials of a study that have ended, by number.
+
+    Raises:
+        StorageError: a line is not a trial; the text names file and line.
+    """
+    path = folder / TRIALS
+    lines = read_file(path).splitlines()
+    return [
+        parse(RESULT, line, f"{path}:{n}", name="a trial")
+        for n, line in enumerate(lines, 1)
+    ]
+
+
+def read_study(folder: Path) -> tuple[Sweep, list[Result]]:
+    """Reads the space of a study and the trials that have ended.
+
+    Raises:
+        ConfigError: the folder is not a study.
+        StorageError: a file is damaged.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{folder}: is not the folder of a study: no {CONFIG}.")
+    sweep = axes.make_sweep(axes.read_toml(path), str(path))
+    return sweep, read_results(folder)
+
+
+def spent_lanes(results: Sequence[Result], epochs: int) -> float:
+    """Returns the cost of trials, in lanes of so many epochs."""
+    return sum(line["epochs"] * len(line["seeds"]) for line in results) / epochs
+
+
+def loss_of(line: Result) -> float:
+    """Returns the mean validation loss of a trial; infinite if a seed diverged."""
+    values = [np.inf if loss is None else loss for loss in line["valid"]]
+    return float(np.mean(values))
+
+
+def best_first(results: Sequence[Result]) -> list[Result]:
+    """Returns the trials that were trained to the end, the lowest loss first."""
+    done = [line for line in results if line["status"] == "finished"]
+    return sorted(done, key=loss_of)
+
+
+def _number(line: Result) -> int:
+    return line["trial"]
+
+
+def _make(folder: Path) -> None:
+    """Creates the folder; raises a ConfigError if it is something else."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        holds = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}.") from None
+    foreign = [n for n in holds if n != LOCK and not n.endswith(".partial")]
+    if foreign and CONFIG not in holds:
+        raise ConfigError(
+            f"{folder}: has {foreign[0]} but is not a study; use another folder with "
+            "--out."
+        )
+
+
+def _check(folder: Path, sweep: Sweep) -> None:
+    """Writes the config of a study, or checks it."""
+    path = folder / CONFIG
+    if not path.exists():
+        write_text(path, axes.to_toml(sweep))
+        return
+    if changed := axes.differences(read_study(folder)[0], sweep):
+        raise ConfigError(
+            f"{folder}: is a study of another config ({'; '.join(changed[:4])}); use "
+            "another folder with --out."
+        )
