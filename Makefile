@@ -5,7 +5,7 @@ NEWEST ?= python3.13
 TESTS ?=
 BIN := .venv/bin
 
-.PHONY: ablation methods concrete bench docs test test-slow test-newest oracles lint format clean help
+.PHONY: ablation methods concrete bench docs notebooks test test-slow test-newest oracles lint format clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ bench: .venv/.ready-bench ## time rdrop's loops beside Keras, PyTorch and flax
 
 docs: .venv/.ready-docs ## build the documentation in site/, warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: .venv/.ready-notebooks ## run the notebooks, and write them as .ipynb files
+	$(BIN)/jupytext --to ipynb --execute notebooks/*.py
 
 test: .venv/.ready ## run the quick tests; TESTS=path for some of them
 	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
@@ -68,6 +71,10 @@ clean: ## remove the environments, the caches and the site, not the runs
 
 .venv/.ready-bench: .venv/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
+.venv/.ready-notebooks: .venv/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
 	@touch $@
 
 .venv/.ready-docs: .venv/.ready
