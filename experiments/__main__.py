@@ -94,7 +94,7 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
         keep: Keep = Sequences.keep,
         dry_run: bool = False,
         tensorboard: bool = False,
-        until: Literal["trained", "settled"] = "trained",
+        until: Literal["trained", "settled", "best"] = "trained",
         race: Annotated[Race, tyro.conf.arg(name="")] = NO_LIMITS,
         machine: Annotated[Machine, tyro.conf.arg(name="")] = HERE,
     ) -> int:
@@ -112,10 +112,11 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
             keep: the weights to keep: of no lanes, of the best setting, or of all.
             dry_run: print programs, memory and time, and stop.
             tensorboard: write TensorBoard's event files too.
-            until: when to stop: once all lanes are trained; or once each setting is
-                settled against its baseline. Settled settings leave, and the others get
-                more seeds, up to `--seeds`.
-            race: the other ends of a run until it is settled.
+            until: when to stop: once all lanes are trained; once each setting is
+                settled against its baseline, by the test loss; or once the best setting
+                is found, by the validation loss. Settled settings leave, and the others
+                get more seeds, up to `--seeds`.
+            race: the other ends of such a race.
             machine: devices and processes.
         """
         machine.check()
@@ -351,12 +352,14 @@ def _export(
     return 0
 
 
-def _racing(until: str, race: Race) -> Race | None:
+def _racing(until: Literal["trained", "settled", "best"], race: Race) -> Race | None:
     """Returns the race of a run, if it is one; limits of a race need one."""
-    if until == "settled":
-        return race
+    if until != "trained":
+        return dataclasses.replace(race, until=until)
     if race != NO_LIMITS:
-        raise ConfigError("until: must be settled for --margin, --lanes and --minutes.")
+        raise ConfigError(
+            "until: must be settled or best for --margin, --lanes and --minutes."
+        )
     return None
 
 

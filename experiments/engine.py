@@ -165,7 +165,7 @@ class _Run:
             watcher.expect(len(lanes))
             yield range(len(lanes))
             return
-        loss = f"test_{self.facts['task']['loss']}"
+        loss = self.facts["task"]["loss"]
         watcher.expect(len(self.store.ended))
         watcher.advance(len(self.store.ended) * watcher.epochs)
         while (found := next_round(lanes, self.store.ended, loss, race)).places:

@@ -1,10 +1,19 @@
 """Race: trains more seeds of those settings of a sweep that are not settled yet.
 
-All settings start with a few seeds. A setting is settled once it is lower or higher
-than its baseline, or equivalent to it within a margin; the tests hold whenever one
-looks (`experiments.sequential`), after Holm's correction over all settings. Settled
-settings leave, and the same compiled programs train more seeds of the others, until
-none is left, or the seeds of the sweep, lanes or minutes are used up.
+All settings start with a few seeds. Settled settings leave, and the same compiled
+programs train more seeds of the others, until the race is over, or the seeds of the
+sweep, lanes or minutes are used up. The tests hold whenever one looks
+(`experiments.sequential`).
+
+Until it is settled: a setting leaves once its test loss is lower or higher than its
+baseline's, or equivalent to it within a margin, after Holm's correction over all
+settings.
+
+Until the best is found: a setting leaves once its validation loss is higher than the
+lowest of those in the race. The race is over once one is left, or all that are left are
+equivalent to the lowest. The best setting leaves in at most 5 % of races: it would have
+to be found higher than one of the S - 1 others, each at 5 % / (S - 1), whichever of
+them is the lowest when one looks.
 
 The next round depends on the results of the earlier ones alone, so that a race that was
 interrupted continues as if it had not been.
@@ -14,38 +23,51 @@ Shapes:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import tyro
 from jaxtyping import Bool, Float, Int
 
 from experiments.axes import Lane, Sweep, baseline
 from experiments.config import ConfigError
-from experiments.sequential import SEQUENTIAL, fewest_seeds
+from experiments.sequential import (
+    SEQUENTIAL,
+    equivalence_p,
+    fewest_seeds,
+    p_value,
+)
 from experiments.statistics import LEVEL, Comparison, compare, count_text
 
 # A race that looks too rarely trains more seeds than it needs.
 MOST_NEW_SHARE = 0.25  # of the seeds so far
+Flags: TypeAlias = Bool[np.ndarray, "S"]
 
 
 @dataclass(frozen=True)
 class Race:
     """When a race ends."""
 
+    until: tyro.conf.Suppress[Literal["settled", "best"]] = "settled"
     margin: float = 0.0
-    """A setting whose difference to its baseline is inside this margin, in the unit of
-    the test loss, is settled as equivalent; 0 for no such verdict."""
+    """Differences inside this margin, in the unit of the loss, are settled as
+    equivalent; 0 for no such verdict."""
     lanes: int | None = None
     """The most lanes that are trained."""
     minutes: float | None = None
     """Minutes after which no more seeds are started."""
 
     @property
-    def facts(self) -> dict[str, float]:
+    def facts(self) -> dict[str, Any]:
         """What decides which lanes are trained; the limits do not."""
-        return {"margin": float(self.margin)}
+        return {"until": self.until, "margin": float(self.margin)}
+
+    @property
+    def split(self) -> str:
+        """The data whose loss is compared; the best setting is chosen on validation."""
+        return "test" if self.until == "settled" else "valid"
 
     def check(self, sweep: Sweep) -> None:
         """Raises a ConfigError if a sweep cannot be raced."""
@@ -55,7 +77,7 @@ class Race:
             )
         if self.minutes is not None and not self.minutes > 0:
             raise ConfigError(f"minutes: must be above 0, got {self.minutes:g}.")
-        field = _Field.of(sweep.lanes())
+        field = _Field.of(sweep.lanes(), self)
         if not field.tested.any():
             raise ConfigError(
                 f"{sweep.source}: must have an axis with several values to be raced."
@@ -72,6 +94,18 @@ class Race:
                 f"lanes: must be at least {fewest}, {field.first} seeds of each "
                 f"setting, got {self.lanes}."
             )
+
+
+class Departure(NamedTuple):
+    """When a setting left a race until the best.
+
+    Attributes:
+        lowest: the place of the setting that was the lowest then.
+        seeds: how many of both were compared.
+    """
+
+    lowest: int
+    seeds: int
 
 
 class Round(NamedTuple):
@@ -102,17 +136,33 @@ def next_round(
     Args:
         lanes: all lanes of the sweep.
         records: of the lanes that have ended, by their places.
-        loss: the metric that is compared, such as "test_nll".
+        loss: the loss that is compared, such as "nll".
         race: its end.
     """
-    field = _Field.of(lanes)
+    field = _Field.of(lanes, race)
     values = np.full(len(lanes), np.nan)
     for place, record in records.items():
-        last = (record["metrics"].get(loss) or [None])[-1]
+        last = (record["metrics"].get(f"{race.split}_{loss}") or [None])[-1]
         lost = last is None or record["status"] == "diverged"
         values[place] = np.nan if lost else last
     losses = values.reshape(field.shape)
-    return _Standing(field, losses, race).next(records)
+    return _standing(field, losses, race).next(records)
+
+
+def departures(
+    losses: Float[np.ndarray, "S K"], ended: Bool[np.ndarray, "S K"], race: Race
+) -> dict[int, Departure]:
+    """Returns the settings that left a race until the best, by their places.
+
+    Args:
+        losses: validation losses; NaN of lanes that diverged or were not trained.
+        ended: the lanes that were trained.
+        race: its end.
+    """
+    field = _Field(np.arange(len(losses)), losses.shape[1], race)
+    standing = _Best(field, losses, race)
+    standing.next(set(np.flatnonzero(ended).tolist()))
+    return standing.left
 
 
 class _Field(NamedTuple):
@@ -121,13 +171,15 @@ class _Field(NamedTuple):
     Attributes:
         bases: [S], the place of each setting's baseline among the settings.
         seeds: K.
+        race: its end.
     """
 
     bases: Int[np.ndarray, "S"]
     seeds: int
+    race: Race
 
     @classmethod
-    def of(cls, lanes: Sequence[Lane]) -> "_Field":
+    def of(cls, lanes: Sequence[Lane], race: Race) -> "_Field":
         """Finds the baselines of a sweep's lanes, whose seeds vary fastest."""
         seeds = len({lane.config.seeds for lane in lanes})
         settings = [lane.setting for lane in lanes[::seeds]]
@@ -137,7 +189,7 @@ class _Field(NamedTuple):
                 if value not in axes.setdefault(path, []):
                     axes[path].append(value)
         bases = [settings.index(baseline(axes, setting)) for setting in settings]
-        return cls(np.array(bases), seeds)
+        return cls(np.array(bases), seeds, race)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -146,7 +198,9 @@ class _Field(NamedTuple):
 
     @property
     def tested(self) -> Bool[np.ndarray, "S"]:
-        """Which settings are not baselines themselves."""
+        """Which settings may be settled: all but baselines, or all but one."""
+        if self.race.until == "best":
+            return np.arange(len(self.bases)) > 0
         return self.bases != np.arange(len(self.bases))
 
     @property
@@ -161,29 +215,43 @@ class _Standing:
     def __init__(self, field: _Field, losses: Float[np.ndarray, "S K"], race: Race):
         self.field, self.losses, self.race = field, losses, race
 
-    def next(self, records: Mapping[int, dict]) -> Round:
+    def next(self, ended: Collection[int]) -> Round:
+        """Returns the first round of which a lane has not ended."""
         field, settings = self.field, len(self.field.bases)
         counts = np.zeros(settings, int)
-        undecided, seeds = field.tested.copy(), field.first
+        undecided, seeds = self._start(), field.first
         while True:
-            racing = undecided.copy()
-            racing[field.bases[undecided]] = True
+            racing = self._racing(undecided)
             grid = np.arange(field.seeds)
             new = racing[:, None] & (grid >= counts[:, None]) & (grid < seeds)
             places = np.flatnonzero(new).tolist()
-            left = int(undecided.sum())
+            left = self._undecided(undecided)
             most = self.race.lanes or new.size
             if int(counts.sum()) + len(places) > most:
                 places = []
-            if not places or not records.keys() >= set(places):
+            if not places or not set(ended) >= set(places):
                 return Round(places, left, seeds, int(field.tested.sum()))
             counts[racing] = seeds
-            undecided &= ~self._settled(counts)
+            undecided &= ~self._settled(undecided, counts)
             width = settings * field.first // max(1, int(racing.sum()))
             most_new = max(1, int(seeds * MOST_NEW_SHARE))
             seeds = min(field.seeds, seeds + max(1, min(width, most_new)))
 
-    def _settled(self, counts: Int[np.ndarray, "S"]) -> Bool[np.ndarray, "S"]:
+    def _start(self) -> Flags:
+        """Returns the settings that can leave."""
+        return self.field.tested.copy()
+
+    def _racing(self, undecided: Flags) -> Flags:
+        """Returns the settings that are trained: also the baselines of others."""
+        racing = undecided.copy()
+        racing[self.field.bases[undecided]] = True
+        return racing
+
+    def _undecided(self, undecided: Flags) -> int:
+        """Returns how many settings are not settled."""
+        return int(undecided.sum())
+
+    def _settled(self, undecided: Flags, counts: Int[np.ndarray, "S"]) -> Flags:
         """Returns which settings leave, if each has so many seeds."""
         found = np.zeros(len(counts), bool)
         tested = np.flatnonzero(self.field.tested)
@@ -200,13 +268,59 @@ class _Standing:
         return self.losses[setting, :seeds], self.losses[base, :seeds]
 
 
+class _Best(_Standing):
+    """A race until the best setting is found."""
+
+    def __init__(self, field: _Field, losses: Float[np.ndarray, "S K"], race: Race):
+        super().__init__(field, losses, race)
+        self.left: dict[int, Departure] = {}
+
+    def _start(self) -> Flags:
+        return np.ones(len(self.losses), bool)
+
+    def _racing(self, undecided: Flags) -> Flags:
+        return undecided if undecided.sum() > 1 else np.zeros_like(undecided)
+
+    def _undecided(self, undecided: Flags) -> int:
+        return int(undecided.sum()) - 1
+
+    def _settled(self, undecided: Flags, counts: Int[np.ndarray, "S"]) -> Flags:
+        found = np.zeros(len(counts), bool)
+        places = np.flatnonzero(undecided).tolist()
+        seeds = int(counts[places].min())
+        losses = self.losses[:, :seeds]
+        means = np.where(undecided, losses.mean(axis=1), np.inf)
+        lowest = int(np.argmin(np.where(np.isnan(means), np.inf, means)))
+        level = LEVEL / (len(self.losses) - 1)
+        equivalent = self.race.margin > 0
+        others = [place for place in places if place != lowest]
+        for place in others:
+            differences = losses[place] - losses[lowest]
+            lost = not np.isfinite(differences).all()
+            same = not differences.any()
+            higher = differences.mean() > 0 and p_value(differences) < level
+            if lost or same or higher:
+                found[place] = True
+                self.left[place] = Departure(lowest, seeds)
+            elif equivalent:
+                equivalent = equivalence_p(differences, self.race.margin) < level
+        if equivalent:
+            found[others] = True
+        return found
+
+
+def _standing(field: _Field, losses: Float[np.ndarray, "S K"], race: Race) -> _Standing:
+    kind = _Best if race.until == "best" else _Standing
+    return kind(field, losses, race)
+
+
 def _leaves(row: Comparison | None) -> bool:
     """Whether a setting is settled, or cannot be: a lane has diverged."""
     return row is None or row.settled
 
 
-def race_text(facts: Mapping[str, float] | None) -> str:
+def race_text(facts: Mapping[str, Any] | None) -> str:
     """Returns whether a run is a race, in words."""
     if facts is None:
         return "without --until"
-    return f"with --until settled --margin {facts['margin']:g}"
+    return f"with --until {facts['until']} --margin {facts['margin']:g}"

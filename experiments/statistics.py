@@ -132,7 +132,10 @@ class Tests(NamedTuple):
 
 
 def compare(
-    pairs: Sequence[Pair | None], tests: Tests | None = None, margin: float = 0.0
+    pairs: Sequence[Pair | None],
+    tests: Tests | None = None,
+    margin: float = 0.0,
+    stepwise: bool = True,
 ) -> list[Comparison | None]:
     """Compares pairs of settings as one family.
 
@@ -140,6 +143,8 @@ def compare(
         pairs: the values of two settings, one per seed; None to leave a pair out.
         tests: t-tests by default.
         margin: differences inside of it are equivalent; 0 for no such tests.
+        stepwise: whether Holm's correction is used, or Bonferroni's: the same level for
+            all pairs, whatever the others are.
 
     Returns:
         One comparison per pair; None also for one seed and for values not finite. If
@@ -155,7 +160,13 @@ def compare(
         for n in family
     ]
     found: list[Comparison | None] = [None] * len(pairs)
-    rows = zip(family, ps, holm(ps), levels(ps), holm(equal), strict=True)
+    if stepwise:
+        corrections = holm(ps), levels(ps), holm(equal)
+    else:
+        size = max(1, len(ps))
+        whole = [LEVEL / size] * len(ps)
+        corrections = bonferroni(ps), whole, bonferroni(equal)
+    rows = zip(family, ps, *corrections, strict=True)
     for n, p, corrected, level, equivalent in rows:
         if n not in usable:
             continue
@@ -257,6 +268,11 @@ def holm(ps: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(ps) - k) * ps[place]))
         adjusted[place] = highest
     return adjusted
+
+
+def bonferroni(ps: Sequence[float]) -> list[float]:
+    """Multiplies p-values by their number."""
+    return [min(1.0, p * len(ps)) for p in ps]
 
 
 def levels(ps: Sequence[float]) -> list[float]:

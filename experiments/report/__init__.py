@@ -140,7 +140,8 @@ def _load(folder: Path, margin: float = 0.0) -> xr.Dataset:
 def _summary_table(run: xr.Dataset):
     label = lanes.loss_label(run, "").strip()
     if run.attrs["race"]:
-        heading = f"Each setting against its baseline: {label}, lower is better"
+        against = "the best" if run.attrs["race"] == "best" else "its baseline"
+        heading = f"Each setting against {against}: {label}, lower is better"
         return tested_table(tables.settled_table(run), heading)
     if lanes.is_plane(run):
         return plane_grid(run)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from experiments.axes import RATE
 from experiments.report import lanes
-from experiments.report.findings import Planned, kinds, methods, planned
+from experiments.report.findings import Planned, kinds, methods, planned, raced
 from experiments.report.lanes import METHOD, PLANE, Setting, value_text
 from experiments.report.palette import STYLES, Style, series_styles
 from experiments.report.panels import Panel, Series, draw_panel
@@ -83,7 +83,7 @@ def race_curves(data: xr.Dataset) -> list[Scene]:
                 size=(200, 130),
                 legend=False,
             ),
-            plain(f"{row.name}: {row.comparison.sentence('its baseline')}."),
+            plain(f"{row.name}: {row.comparison.sentence(row.other)}."),
         )
         for row, line in zip(rows, series, strict=True)
         if row.comparison
@@ -174,8 +174,7 @@ def _rate_series(part: xr.Dataset, path: str) -> Series:
 def _race_series(data: xr.Dataset, row: Planned) -> Series:
     """The differences from the first seed at which their interval is finite."""
     assert row.comparison is not None
-    losses = (lanes.losses_at(data, s) for s in (row.setting, row.base))
-    differences = np.subtract(*lanes.shared_seeds(*losses))
+    differences = np.subtract(*raced(data, row))
     seeds = np.arange(1, len(differences) + 1)
     low, high = intervals(differences, row.comparison.level)
     means = np.cumsum(differences) / seeds

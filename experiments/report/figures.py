@@ -109,11 +109,17 @@ def _comparisons(run: xr.Dataset) -> dict[str, Drawing]:
 def _race(run: xr.Dataset) -> dict[str, Drawing]:
     if not run.attrs["race"]:
         return {}
+    to_the_end = run.attrs["race"] == "best"
+    what = (
+        "validation loss to the lowest setting when it left, or at the end"
+        if to_the_end
+        else "test loss to the baseline"
+    )
+    leaves = "is above 0" if to_the_end else "excludes 0, or lies inside the margin"
     caption = (
-        "Difference in the test loss to the baseline, paired by seed, against the "
-        "seeds. Line: mean; band: the interval that holds after every seed, at the "
-        "level of its test; dashed: 0. A setting leaves the race once its band "
-        "excludes 0, or lies inside the margin."
+        f"Difference in the {what}, paired by seed, against the seeds. Line: mean; "
+        "band: the interval that holds after every seed, at the level of its test; "
+        f"dashed: 0. A setting leaves the race once its band {leaves}."
         + _cut(len(planned(run)), curves.MOST_PANELS)
     )
     return {"race": Drawing("The race", caption, partial(curves.race_curves, run), 3)}

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from experiments.race import Race, departures
 from experiments.report import lanes
 from experiments.report.lanes import METHOD, PLANE, Setting
 from experiments.runs.dataset import MISSING
@@ -18,6 +19,7 @@ from experiments.sequential import SEQUENTIAL, interval
 from experiments.statistics import (
     MINUS,
     Comparison,
+    Pair,
     compare,
     count_text,
     t_interval,
@@ -120,13 +122,15 @@ def kind_names(data: xr.Dataset, found: Kinds) -> dict[str, str]:
 def planned(data: xr.Dataset) -> dict[tuple[str, str], Planned]:
     """Returns the planned comparisons of a run, by their short names.
 
-    They are: for a race, each setting against its baseline; for a plane with a cell
+    They are: for a race, each setting against its baseline, or against the one that was
+    lower than it; for a plane with a cell
     without noise, each kind against none and against each other kind; for methods, the
     best of each against its baseline; otherwise the chosen setting against its
     baseline.
     """
     if data.attrs["race"]:
-        return _planned_of_race(data)
+        to_the_end = data.attrs["race"] == "best"
+        return _planned_of_best(data) if to_the_end else _planned_of_race(data)
     found = kinds(data)
     if found and found.none and any(found[1:]):
         return _planned_of_kinds(data, found)
@@ -146,6 +150,14 @@ def planned(data: xr.Dataset) -> dict[tuple[str, str], Planned]:
     (comparison,) = compare([_pair(data, best, base)], margin=data.attrs["margin"])
     name, other = lanes.describe(best), lanes.describe(base)
     return {("best", "baseline"): Planned(name, other, best, base, comparison)}
+
+
+def raced(data: xr.Dataset, row: Planned) -> Pair:
+    """Returns the losses that a race has compared, at the seeds of both settings."""
+    assert row.comparison is not None
+    split = "valid" if data.attrs["race"] == "best" else "test"
+    one, other = _pair(data, row.setting, row.base, split)
+    return one[: row.comparison.seeds], other[: row.comparison.seeds]
 
 
 def difference_name(row: Planned) -> str:
@@ -269,10 +281,34 @@ def _planned_of_race(data) -> dict[tuple[str, str], Planned]:
     }
 
 
-def _pair(data: xr.Dataset, setting: Setting, base: Setting):
+def _planned_of_best(data) -> dict[tuple[str, str], Planned]:
+    """Each setting against the one that was lower, or against the best."""
+    settings, best = lanes.settings(data), lanes.best(data)
+    losses = lanes.final_loss(data, "valid").values.reshape(len(settings), -1)
+    ended = (data["status"] != MISSING).values.reshape(losses.shape)
+    left = departures(losses, ended, Race("best", data.attrs["margin"]))
+    rows, values = [], []
+    for place, setting in enumerate(settings):
+        departure = left.get(place)
+        base = settings[departure.lowest] if departure else best
+        if base is not None and setting != best:
+            rows.append((setting, base))
+            seeds = departure.seeds if departure else None
+            values.append(tuple(a[:seeds] for a in _pair(data, setting, base, "valid")))
+    compared = compare(values, SEQUENTIAL, data.attrs["margin"], stepwise=False)
+    return {
+        (lanes.describe(setting), "best"): Planned(
+            lanes.describe(setting), lanes.describe(base), setting, base, comparison
+        )
+        for (setting, base), comparison in zip(rows, compared, strict=True)
+    }
+
+
+def _pair(data: xr.Dataset, setting: Setting, base: Setting, split: str = "test"):
     """The losses of two settings at the seeds of both."""
+    metric = f"{split}_{data.attrs['loss']}"
     return lanes.shared_seeds(
-        lanes.losses_at(data, setting), lanes.losses_at(data, base)
+        *(lanes.values_at(data, each, metric) for each in (setting, base))
     )
 
 

@@ -134,6 +134,10 @@ def losses_at(data: xr.Dataset, setting: Setting) -> Float[np.ndarray, "N"]:
 def best(data: xr.Dataset) -> Setting | None:
     """Returns the setting with the lowest mean validation loss, if any is finite."""
     loss = mean_loss(data, "valid").values
+    if data.attrs["race"] == "best":
+        # Those that left early are worse, but may have had lucky seeds.
+        seeds = (data["status"] != MISSING).sum("seed").values
+        loss = np.where(seeds == seeds.max(), loss, np.nan)
     if not loss.size or np.isnan(loss).all():
         return None
     place = np.unravel_index(np.nanargmin(loss), loss.shape)

@@ -62,6 +62,8 @@ def verdict(data: xr.Dataset) -> str:
         return NOTHING
     if data.sizes["seed"] == 1:
         return ONE_SEED
+    if data.attrs["race"] == "best":
+        return _verdict_of_best(data, best)
     if data.attrs["race"]:
         return _verdict_of_race(data)
     found = kinds(data)
@@ -91,7 +93,7 @@ def answer(data: xr.Dataset) -> str:
         return f"{_measure(data)}: {_listed(data, settings)}. {CHOSEN_RATES}"
     base = lanes.baseline(data, best)
     reached = mean_sd(lanes.losses_at(data, best))
-    if not best:
+    if not best or data.attrs["race"] == "best":
         return f"{_measure(data)}: {reached}."
     if base == best:
         return (
@@ -168,6 +170,23 @@ def _verdict_of_kinds(data: xr.Dataset, found: Kinds) -> str:
         return f"Use {name}. {helps}."
     unsettled = f"{seeds} do not settle whether adding {other} lowers it further"
     return f"Use {name}. {helps}; {unsettled}."
+
+
+def _verdict_of_best(data: xr.Dataset, best: Setting) -> str:
+    """Names the best setting, and counts those that are settled as higher."""
+    tests = [row.comparison for row in planned(data).values()]
+    higher = sum(1 for test in tests if test and test.higher)
+    left = len(tests) - higher
+    margin = data.attrs["margin"]
+    same = sum(1 for test in tests if test and test.equivalent and not test.differs)
+    trained = count_text(int((data["status"] != MISSING).sum()), "lane")
+    rest = f"; {same} of the others equivalent within {margin:g}" if same else ""
+    open_ = f"; {left - same} not settled" if left > same else ""
+    return (
+        f"The lowest on validation data: {lanes.describe(best)}. Settled as higher: "
+        f"{higher} of {count_text(len(tests), 'other setting')}{rest}{open_}, with "
+        f"{trained}."
+    )
 
 
 def _verdict_of_race(data: xr.Dataset) -> str:

@@ -18,7 +18,7 @@ from experiments.statistics import (
 )
 
 MOST_COLUMNS = 3
-TESTED = ("verdict", "difference", "p (Holm)", "seeds needed")
+TESTED = ("verdict", "difference", "p (corrected)", "seeds needed")
 
 
 class Row(NamedTuple):
@@ -59,15 +59,24 @@ def planned_table(data: xr.Dataset) -> Table:
 def settled_table(data: xr.Dataset) -> Table:
     """Returns the settings of a race with their planned comparisons."""
     best, paths = lanes.best(data), list(lanes.axes(data))
-    tests = {str(row.setting): row.comparison for row in planned(data).values()}
+    tests = {str(row.setting): row for row in planned(data).values()}
     rows = []
     for setting in _by_result(data):
-        base = lanes.baseline(data, setting) == setting
-        why = "the baseline" if base else _why_not(data)
-        tested = _tested(tests.get(str(setting)), why)
+        row = tests.get(str(setting))
+        if row is None:
+            tested = _tested(None, "the baseline" if _against(data) else "the best")
+        else:
+            tested = _tested(row.comparison, _why_not(data))
+            if row.comparison and not _against(data):
+                tested[0] += f" ({row.other})"
         numbers = _numbers(data, setting)
         rows.append(Row(_names(setting, paths), numbers, tested, setting == best))
     return Table(_headings(paths), _measures(data), list(TESTED), rows)
+
+
+def _against(data: xr.Dataset) -> bool:
+    """Whether a race is against baselines, not until the best."""
+    return bool(data.attrs["race"] == "settled")
 
 
 def settings_table(data: xr.Dataset, most: int | None = None) -> Table:

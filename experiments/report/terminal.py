@@ -40,7 +40,7 @@ def tested_table(table: Table, title: str) -> rich_table.Table:
     for heading in ("test", "valid", "to the\nbaseline"):
         found.add_column(heading, justify="right", no_wrap=True)
     if tested:
-        found.add_column("p\n(Holm)", justify="right", no_wrap=True)
+        found.add_column("p\n(corr.)", justify="right", no_wrap=True)
         found.add_column("verdict", min_width=7)
     for row in table.rows:
         difference = row.tested[1] if tested else row.tested[0]

@@ -167,7 +167,7 @@ def _attributes(files: Folder, folder: Path) -> dict[str, Any]:
         "source": task.get("source", "").removeprefix("Data: "),
         "versions": _environments(files.records, "versions"),
         "platform": _environments(files.records, "platform"),
-        "race": int("race" in facts),
+        "race": facts.get("race", {}).get("until", ""),
         "margin": facts.get("race", {}).get("margin", 0.0),
         "lanes": facts.get("lanes", 0),
         "epochs": facts.get("epochs", 0),

@@ -40,8 +40,9 @@ class ProgramFacts(TypedDict):
 
 @with_config({"strict": True, "extra": "forbid"})
 class RaceFacts(TypedDict):
-    """A race: differences inside the margin are equivalent; 0 for none."""
+    """A race: its end; and the margin of equivalence, 0 for none."""
 
+    until: Literal["settled", "best"]
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

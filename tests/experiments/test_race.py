@@ -25,6 +25,7 @@ from experiments.report import findings, lanes, sentences, write_report
 from experiments.runs.records import read_records
 
 PLANES, SETTINGS, SEEDS = 2000, 8, 60
+SETTLED = {"until": "settled", "margin": 0.0}
 
 
 def t_statistic(differences):
@@ -124,7 +125,7 @@ def raced(sweep, loss_of, race=NO_END):
     """Trains until the race is over; returns its rounds."""
     records, rounds = {}, []
     all_lanes = sweep.lanes()
-    while (found := next_round(all_lanes, records, "test_nll", race)).places:
+    while (found := next_round(all_lanes, records, "nll", race)).places:
         rounds.append(found)
         assert not records.keys() & set(found.places)
         for place in found.places:
@@ -132,10 +133,10 @@ def raced(sweep, loss_of, race=NO_END):
             value = loss_of(lane.traced["dropout.rate"], lane.config.seeds)
             records[place] = {
                 "status": "finished" if value is not None else "diverged",
-                "metrics": {"test_nll": [value]},
+                "metrics": {"test_nll": [value], "valid_nll": [value]},
             }
         some = dict(itertools.islice(records.items(), len(records) - 1))
-        assert next_round(all_lanes, some, "test_nll", race).places == found.places
+        assert next_round(all_lanes, some, "nll", race).places == found.places
     return rounds, records
 
 
@@ -206,6 +207,81 @@ def test_impossible_races_are_refused(settings, seeds, race, message):
         race.check(sweep_of(settings, seeds))
 
 
+BEST = Race("best")
+
+
+def test_a_race_until_the_best_ends_with_it():
+    """0.2 is the best; 0.0 and 0.4 are far from it, 0.1 and 0.3 near."""
+
+    def loss(rate, seed):
+        return noise(rate, seed) + 400 * abs(rate - 0.2) ** 2
+
+    rounds, records = raced(sweep_of(5, 200), loss, BEST)
+    assert rounds[0].seeds == sequential.fewest_seeds(0.05 / 4)
+    seeds = [sum(p // 200 == setting for p in records) for setting in range(5)]
+    assert seeds[2] == max(seeds) < 200
+    assert seeds[0] == seeds[4] == rounds[0].seeds
+    assert sorted(seeds)[-2] == seeds[2]  # the last one to leave
+    assert rounds[-1].undecided == 1
+
+
+def test_the_best_leaves_in_at_most_one_of_twenty_races():
+    """Four settings; the best is better by half of a standard deviation."""
+    wrong = 0
+    for repetition in range(30):
+
+        def loss(rate, seed, repetition=repetition):
+            return noise(f"{repetition} {rate}", seed) - 0.5 * (rate == 0.1)
+
+        _, records = raced(sweep_of(4, 60), loss, BEST)
+        seeds = [sum(p // 60 == setting for p in records) for setting in range(4)]
+        wrong += seeds[1] < max(seeds)
+    assert wrong <= scipy.stats.binom.ppf(0.999, 30, 0.05)
+
+
+def test_equivalent_settings_end_a_race_until_the_best():
+    race = Race("best", margin=1.5)
+    rounds, records = raced(sweep_of(2, 300), noise, race)
+    assert len(records) < 200
+    assert rounds[-1].undecided == 1
+
+
+def test_a_diverged_setting_is_not_the_best():
+    def loss(rate, seed):
+        return None if rate == 0.1 and seed == 1 else noise(rate, seed) + 30 * rate
+
+    _, records = raced(sweep_of(3, 100), loss, BEST)
+    seeds = [sum(p // 100 == setting for p in records) for setting in range(3)]
+    assert seeds[1] == sequential.fewest_seeds(0.05 / 2)
+
+
+def test_the_report_of_a_race_until_the_best(tmp_path):
+    axes = {"dropout.rate": [0.0, 0.1, 0.2]}
+
+    def loss(rate, seed):
+        return 40 + noise(rate, seed) - 30 * (rate == 0.1) - 20 * (rate == 0.2)
+
+    _, records = raced(sweep_of(3, 40), loss, BEST)
+    lines = make_lines(axes, 40, lambda s, seed: loss(s["dropout.rate"], seed))
+    folder = write_folder(tmp_path, axes, [lines[place] for place in sorted(records)])
+    facts = json.loads((folder / "run.json").read_text())
+    race = {"until": "best", "margin": 0.0}
+    (folder / "run.json").write_text(json.dumps(facts | {"race": race}))
+    data = lanes.started(runs.load(folder))
+    rows = list(findings.planned(data).values())
+    assert [row.base["dropout.rate"] for row in rows] == [0.1, 0.1]
+    assert all(row.comparison.higher and row.comparison.family == 2 for row in rows)
+    assert [row.comparison.level for row in rows] == [0.025, 0.025]
+    seeds = [row.comparison.seeds for row in rows]
+    assert seeds[0] == sequential.fewest_seeds(0.025)
+    assert sentences.verdict(data) == (
+        "The lowest on validation data: `dropout.rate` 0.1. Settled as higher: 2 of 2 other "
+        f"settings, with {len(records)} lanes."
+    )
+    page = write_report([folder]).read_text()
+    assert "<code>dropout.rate</code> 0.2 − <code>dropout.rate</code> 0.1" in page
+
+
 def test_the_report_of_a_race(tmp_path):
     axes = {"dropout.rate": [0.0, 0.1, 0.2]}
 
@@ -217,7 +293,9 @@ def test_the_report_of_a_race(tmp_path):
     kept = [x for x in lines if x["setting"] != {"dropout.rate": 0.1} or x["seed"] < 8]
     folder = write_folder(tmp_path, axes, kept)
     facts = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(facts | {"race": {"margin": 0.9}}))
+    (folder / "run.json").write_text(
+        json.dumps(facts | {"race": SETTLED | {"margin": 0.9}})
+    )
     data = lanes.started(runs.load(folder))
     tests = [row.comparison for row in findings.planned(data).values()]
     assert [t.seeds for t in tests] == [8, 40]
@@ -269,7 +347,7 @@ def test_a_race_compiles_once_and_is_told_from_a_sweep(pytestconfig, tmp_path, c
         assert main([*arguments, "--until", "trained"]) == 2
         assert "not without --until" in capsys.readouterr().err
         assert main([*arguments, "--until", "trained", "--lanes", "3"]) == 2
-        assert "until: must be settled for --margin" in capsys.readouterr().err
+        assert "until: must be settled or best for --margin" in capsys.readouterr().err
         assert main([*arguments, "--keep", "all"]) == 2
         assert "keep: must be none in a race, got all" in capsys.readouterr().err
 
@@ -310,7 +388,7 @@ def test_a_fixed_number_of_seeds_can_be_tested_for_equivalence(tmp_path):
     assert "equivalent" not in write_report([folder]).read_text()
     with pytest.raises(ConfigError, match="margin: must be at least 0, got -1"):
         write_report([folder], margin=-1.0)
-    facts = json.loads((folder / "run.json").read_text()) | {"race": {"margin": 0.0}}
+    facts = json.loads((folder / "run.json").read_text()) | {"race": SETTLED}
     (folder / "run.json").write_text(json.dumps(facts))
     with pytest.raises(ConfigError, match="is a race, which has its own"):
         write_report([folder], margin=2.0)
