@@ -275,11 +275,12 @@ def test_the_report_of_a_race_until_the_best(tmp_path):
     seeds = [row.comparison.seeds for row in rows]
     assert seeds[0] == sequential.fewest_seeds(0.025)
     assert sentences.verdict(data) == (
-        "The lowest on validation data: `dropout.rate` 0.1. Settled as higher: 2 of 2 other "
-        f"settings, with {len(records)} lanes."
+        "The lowest on validation data: `dropout.rate` 0.1. Settled as higher: 2 of 2 "
+        f"other settings, with {len(records)} lanes."
     )
     page = write_report([folder]).read_text()
-    assert "<code>dropout.rate</code> 0.2 − <code>dropout.rate</code> 0.1" in page
+    names = [f"<code>dropout.rate</code> {rate}" for rate in (0.2, 0.1)]
+    assert f" {statistics.MINUS} ".join(names) in page
 
 
 def test_the_report_of_a_race(tmp_path):
