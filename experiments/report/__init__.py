@@ -7,7 +7,7 @@ import xarray as xr
 from rich.console import Console
 
 from experiments.config import ConfigError
-from experiments.report import lanes, searched, sentences, tables
+from experiments.report import data_sets, lanes, searched, sentences, tables
 from experiments.report.figures import Drawing, drawings
 from experiments.report.findings import by_method, diverged_lanes, warnings
 from experiments.report.page import render_page, render_study, time_spent
@@ -73,12 +73,13 @@ def write_figure(folders: Sequence[Path], name: str, out: Path | None = None) ->
         ConfigError: a folder has no results, or the runs have no such picture.
         StorageError: a file cannot be read or written.
     """
-    found = _study(folders)
-    drawn = (
-        searched.drawings(found)
-        if found
-        else drawings([_load(folder) for folder in folders])
-    )
+    if found := _study(folders):
+        drawn = searched.drawings(found)
+    else:
+        runs = [_load(folder) for folder in folders]
+        if name in data_sets.FIGURES:
+            data_sets.over_data_sets(runs)  # raises what does not go together
+        drawn = drawings(runs)
     if name not in drawn:
         raise ConfigError(f"figure: must be one of {', '.join(drawn)}, got {name!r}.")
     path = out or Path(f"{name}.png")

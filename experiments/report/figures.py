@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import xarray as xr
 
-from experiments.report import curves, forest, lanes, maps
+from experiments.report import curves, data_sets, forest, lanes, maps, ranks
 from experiments.report.findings import by_method, kinds, planned
 from experiments.report.lanes import PLANE
 from experiments.report.scene import Scene
@@ -143,14 +143,12 @@ def _rate_curves(run: xr.Dataset, folded: bool) -> dict[str, Drawing]:
 
 
 def _of_several(runs: Sequence[xr.Dataset]) -> dict[str, Drawing]:
-    found = {
-        "learning_curves": Drawing(
-            "Learning curves",
-            f"The chosen setting of each run. {LINES}"
-            + _cut(len(runs), curves.MOST_LINES),
-            partial(curves.learning_curves_of_runs, compare_runs(runs)),
-        )
-    }
+    found = {} if data_sets.refusal(runs) else _over_data_sets(runs)
+    found["learning_curves"] = Drawing(
+        "Learning curves",
+        f"The chosen setting of each run. {LINES}" + _cut(len(runs), curves.MOST_LINES),
+        partial(curves.learning_curves_of_runs, compare_runs(runs)),
+    )
     planes = [run for run in runs if maps.map_axes(run) == PLANE]
     learners = [run for run in runs if maps.learns_both(run)]
     fixed = [run for run in planes if not any(run is other for other in learners)]
@@ -164,6 +162,34 @@ def _of_several(runs: Sequence[xr.Dataset]) -> dict[str, Drawing]:
             1,
         )
     return found
+
+
+def _over_data_sets(runs: Sequence[xr.Dataset]) -> dict[str, Drawing]:
+    over = data_sets.over_data_sets(runs)
+    changes = Drawing(
+        "The change of the loss over all data sets",
+        "Circle: interquartile mean of the change against the baseline, over seeds and "
+        "data sets; line: its 95 % stratified bootstrap interval, unadjusted. The "
+        "circle is filled if the interval excludes 0."
+        + _cut(len(over.changes), forest.MOST_CHANGES),
+        partial(forest.change_forest, over),
+        1,
+    )
+    if over.ranks is None:
+        return {"changes": changes}
+    caption = (
+        "Average ranks of the mean test loss over the data sets; 1 is best. Settings "
+        "under one bar do not differ: their ranks are closer than the critical "
+        "difference of Nemenyi's test"
+    )
+    caption += (
+        "."
+        if over.ranks.differ
+        else (", or, as here, Friedman's test finds no difference between any.")
+    )
+    caption += _cut(len(over.settings), ranks.MOST_RANKED)
+    draw = partial(ranks.critical_differences, over)
+    return {"changes": changes, "ranks": Drawing("Average ranks", caption, draw, 1)}
 
 
 def _cut(count: int, most: int) -> str:

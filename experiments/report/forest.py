@@ -1,4 +1,4 @@
-"""Forest plots: one row per comparison or method, with a point and an interval."""
+"""Forest plots: one row per comparison, method or setting, with an interval."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from experiments.report import lanes
+from experiments.report.data_sets import Change, OverDataSets, label, percent
 from experiments.report.findings import (
     MethodBest,
     Planned,
@@ -39,13 +40,14 @@ from experiments.statistics import (
 )
 
 WIDTH = 460.0
+MOST_CHANGES = 40
 
 
 class Row(NamedTuple):
     """A row of a forest plot.
 
     Attributes:
-        name: the comparison or the method.
+        name: the comparison, the method or the setting.
         number: the value as text.
         value, low, high: the point and its interval.
         filled: whether the difference is settled; the point is hollow otherwise.
@@ -91,6 +93,26 @@ def method_dots(data: xr.Dataset) -> list[Scene]:
         alt += f" In order, each with its chosen rate: {others}."
     label = f"{lanes.loss_label(data)}, lower is better"
     return [_draw(rows, label, "", alt, stacked=False, zero=False)]
+
+
+def change_forest(over: OverDataSets) -> list[Scene]:
+    """Draws the change of each setting over all data sets, the lowest loss first."""
+    rows = [_change_row(change, over.names) for change in over.changes[:MOST_CHANGES]]
+    found = "; ".join(f"{row.name} {row.number}" for row in rows)
+    alt = f"Forest plot of {len(rows)} settings over {len(over.names)} data sets. "
+    alt += f"Change of the test loss: {found}."
+    text = "change of the test loss, %"
+    return [_draw(rows, text, "◂ lower, better", alt, stacked=True, zero=True)]
+
+
+def _change_row(change: Change, names: Sequence[str]) -> Row:
+    name = label(change.setting)
+    each = (f"{n} {percent(v)}" for n, v in zip(names, change.each, strict=True))
+    ends = (change.middle, change.low, change.high)
+    value, low, high = (100 * float(np.expm1(end)) for end in ends)
+    clear = low > 0 or high < 0
+    tip = f"{name}: {change.text}; {'; '.join(each)}"
+    return Row(name, percent(change.middle), value, low, high, clear, None, tip)
 
 
 def _comparison_row(row: Planned) -> Row:

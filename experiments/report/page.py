@@ -13,7 +13,7 @@ import xarray as xr
 from markupsafe import Markup
 
 import rdrop
-from experiments.report import lanes, searched, sentences, several, tables
+from experiments.report import data_sets, lanes, searched, sentences, several, tables
 from experiments.report.figures import Drawing
 from experiments.report.findings import (
     by_method,
@@ -136,11 +136,18 @@ def _all(runs: Sequence[xr.Dataset]) -> dict:
     """The texts and tables of several runs."""
     compared = several.compare_runs(runs)
     names = [run.attrs["name"] for run in runs]
+    reason = data_sets.refusal(runs)
+    over = None if reason else data_sets.over_data_sets(runs)
+    several_data = len({run.attrs["data"] for run in runs}) > 1
     return {
-        "heading": "Runs compared",
+        "heading": "Settings over data sets" if over else "Runs compared",
         "compared": f"{', '.join(f'`{name}`' for name in names)}.",
-        "verdict": several.verdict_runs(compared),
-        "answer": several.answer_runs(compared),
+        "verdict": (
+            data_sets.verdict(over) if over else several.verdict_runs(compared)
+        ),
+        "answer": data_sets.answer(over) if over else several.answer_runs(compared),
+        "data_sets": tables.data_sets_table(over) if over else None,
+        "refusal": reason if several_data else "",
         "warnings": [
             f"`{n}`: {w}"
             for n, run in zip(names, runs, strict=True)

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from experiments.report import lanes
+from experiments.report.data_sets import OverDataSets, percent
 from experiments.report.findings import difference_name, explored, methods, planned
 from experiments.report.lanes import METHOD, PLANE, Setting, describe, value_text
 from experiments.report.several import RunBest
@@ -134,6 +135,29 @@ def runs_table(compared: Sequence[RunBest]) -> Table:
         rows.append(Row(names, numbers, _tested(row.comparison, why)))
     headings = ["run", "task", "loss", "chosen setting"]
     return Table(headings, ["test", "validation"], list(TESTED), rows)
+
+
+def data_sets_table(over: OverDataSets) -> Table:
+    """Returns the change of each setting on each data set and over all of them."""
+    paths = list(over.settings[0])
+    found = {str(change.setting): change for change in over.changes}
+    ranks = [""] * len(over.settings) if over.ranks is None else over.ranks.average
+    rows = []
+    for setting, rank in zip(over.settings, ranks, strict=True):
+        change = found.get(str(setting))
+        each = [percent(v) for v in change.each] if change else ["-"] * len(over.names)
+        tested = [change.text if change else "the baseline"]
+        if over.ranks is not None:
+            tested.append(f"{rank:.2f}")
+        rows.append(
+            (
+                change.middle if change else 0.0,
+                Row(_names(setting, paths), each, tested),
+            )
+        )
+    headings = ["over all"] + ["average rank"] * (over.ranks is not None)
+    ordered = [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+    return Table(_headings(paths), list(over.names), headings, ordered)
 
 
 def _by_result(data: xr.Dataset) -> list[Setting]:

@@ -57,7 +57,7 @@ def learn(setting, seed):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """All pictures of five kinds of runs, and of two runs together."""
+    """All pictures of five kinds of runs, of two together, and over data sets."""
     tmp_path = tmp_path_factory.mktemp("runs")
     starts = {PLANE[0]: [0.1, 0.5], PLANE[1]: [0.1, 0.5]}
     folders = {
@@ -72,10 +72,13 @@ def pictures(tmp_path_factory):
         ),
     }
     found = {kind: runs.load(folder) for kind, folder in folders.items()}
-    several = [*([run] for run in found.values()), [found["plane"], found["learned"]]]
+    others = [found["plane"].assign_attrs(name=n, data=n) for n in ("other", "third")]
+    groups = {kind: [run] for kind, run in found.items()}
+    groups["several"] = [found["plane"], found["learned"]]
+    groups["data sets"] = [found["plane"], *others]
     return [
         ((kind, name), scene)
-        for kind, group in zip([*found, "several"], several, strict=True)
+        for kind, group in groups.items()
         for name, drawing in drawings(group).items()
         for scene in drawing.draw()
     ]
@@ -104,7 +107,7 @@ def test_texts_overlap_no_other_text_and_stay_inside(pictures):
             assert not overlap(a, b), (name, one.text, other.text)
     assert kinds == {
         *("plane", "comparisons", "methods", "rate_curves", "learning_curves"),
-        *("learned_rates", "learned_on_plane"),
+        *("learned_rates", "learned_on_plane", "changes", "ranks"),
     }
 
 
