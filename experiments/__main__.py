@@ -13,7 +13,7 @@ import tyro
 
 import rdrop
 from experiments import axes, commandline
-from experiments.classify.evaluate import evaluate_sequences
+from experiments.classify.evaluate import compare_settings, evaluate_sequences
 from experiments.classify.run import Sequences
 from experiments.config import Config, ConfigError
 from experiments.devices import HERE, Machine, one_device_per_core
@@ -251,7 +251,10 @@ def _configs() -> int:
 
 
 def _evaluate(
-    run: Folder, /, options: Annotated[Evaluate, tyro.conf.arg(name="")] = DETERMINISTIC
+    run: Folder,
+    /,
+    options: Annotated[Evaluate, tyro.conf.arg(name="")] = DETERMINISTIC,
+    against: int | None = None,
 ) -> int:
     """Evaluates a trained lane of a run, without noise and by Monte Carlo dropout.
 
@@ -261,28 +264,37 @@ def _evaluate(
     Args:
         run: the folder of a run that kept weights (--keep best or all).
         options: of the evaluation.
+        against: a lane of another setting, which is compared with the setting of --lane
+            over their seeds and the sequences of the split.
     """
     facts = read_facts(run)
     if not facts:
         raise ConfigError(f"{run}: is not the folder of a run: no run.json.")
     if facts["kind"] == LanguageModels.name:
+        if against is not None:
+            raise ConfigError("against: compares networks of sequences only.")
         show(evaluate(run, options))
         return 0
     kept = {n: getattr(options, n) for n in ("powers", "masks", "noise", "temperature")}
     if dataclasses.replace(DETERMINISTIC, **kept) != DETERMINISTIC or options.window:
         raise ConfigError(
             "evaluate: networks of sequences take --lane, --split, --passes, "
-            "--ensemble, --seed and --chunk only."
+            "--ensemble, --seed, --chunk and --against only."
         )
-    found = evaluate_sequences(
-        run,
-        options.lane,
-        options.split,
-        options.passes,
-        options.ensemble == "seeds",
-        options.seed,
-        options.chunk,
-    )
+    if against is not None:
+        if options.passes or options.ensemble != "none":
+            raise ConfigError("against: takes neither --passes nor --ensemble.")
+        found = [compare_settings(run, options.lane, against, options.split)]
+    else:
+        found = evaluate_sequences(
+            run,
+            options.lane,
+            options.split,
+            options.passes,
+            options.ensemble == "seeds",
+            options.seed,
+            options.chunk,
+        )
     for row in found:
         texts = (
             f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"

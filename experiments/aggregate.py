@@ -19,9 +19,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
-from experiments.statistics import LEVEL
+from experiments.statistics import LEVEL, RESAMPLES
 
-RESAMPLES = 4999
 CUT = 0.25  # of the values at each end
 
 

@@ -6,7 +6,7 @@ together form a family. A difference is called lower or higher only if a paired 
 supports it after Holm's correction [2] for the size of the family.
 
 Shapes:
-    N seeds.
+    N seeds, M sequences.
 
 References:
     [1] Hesterberg. What teachers should know about the bootstrap. The American
@@ -17,6 +17,8 @@ References:
     [4] Schuirmann. A comparison of the two one-sided tests procedure and the power
         approach for assessing the equivalence of average bioavailability. Journal of
         Pharmacokinetics and Biopharmaceutics 15(6), 1987. (Text unchecked.)
+    [5] Owen. The pigeonhole bootstrap. The Annals of Applied Statistics 1(2), 2007.
+        (Only its abstract was read.)
 """
 
 import math
@@ -30,6 +32,7 @@ from jaxtyping import Float
 LEVEL = 0.05
 MOST_SEEDS = 10_000
 QUANTILES = 500
+RESAMPLES = 4999
 UNSETTLED = "no settled difference"
 MINUS = "\N{MINUS SIGN}"
 Pair: TypeAlias = tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]
@@ -204,18 +207,51 @@ def interval(
     seeds = len(values)
     if seeds < 2:
         return np.asarray(values[0]), np.asarray(values[0])
-    reach = scipy.stats.t.ppf(1 - LEVEL / 2, seeds - 1) * math.sqrt(seeds / (seeds - 1))
     found = scipy.stats.bootstrap(
         (values,),
         np.mean,
         axis=0,
-        n_resamples=4999,
+        n_resamples=RESAMPLES,
         batch=1000,
         method="percentile",
-        confidence_level=1 - 2 * scipy.stats.norm.sf(reach),
+        confidence_level=1 - 2 * _expanded_tail(seeds),
         rng=np.random.default_rng(0),
     ).confidence_interval
     return np.asarray(found.low), np.asarray(found.high)
+
+
+def crossed_interval(
+    values: Float[np.ndarray, "N M"], weights: Float[np.ndarray, "M"]
+) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean over other seeds and other sequences.
+
+    A bootstrap in two levels: each resample draws seeds, and then sequences. All seeds
+    are tested on the same sequences, so that a hard sequence is hard for all: each
+    resample has one draw of sequences for all of its seeds, as in Owen's pigeonhole
+    bootstrap [5]. With other sequences for each seed, this shared part would seem to
+    shrink with the number of seeds. Percentiles are widened as in `interval`.
+
+    Args:
+        values: differences of two settings at each seed on each sequence; at least 2
+            seeds and 2 sequences.
+        weights: of each sequence in the mean.
+
+    Returns:
+        Its ends, the same for the same values.
+    """
+    seeds, sequences = values.shape
+    rng = np.random.default_rng(0)
+
+    def resampled() -> float:
+        rows = rng.integers(seeds, size=seeds)
+        columns = rng.integers(sequences, size=sequences)
+        means = values[np.ix_(rows, columns)].mean(axis=0)
+        return np.average(means, weights=weights[columns])
+
+    found = [resampled() for _ in range(RESAMPLES)]
+    tail = _expanded_tail(seeds)
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def t_interval(
@@ -336,6 +372,12 @@ def seeds_needed(
         else:
             high = middle
     return high
+
+
+def _expanded_tail(seeds: int) -> float:
+    """The share of resamples beyond each end of an expanded percentile interval [1]."""
+    reach = scipy.stats.t.ppf(1 - LEVEL / 2, seeds - 1) * math.sqrt(seeds / (seeds - 1))
+    return float(scipy.stats.norm.sf(reach))
 
 
 def mean_sd(values: Float[np.ndarray, "N"]) -> str:

@@ -2,7 +2,8 @@
 
 A network is evaluated without noise, by Monte Carlo dropout, as an ensemble with the
 networks of the other seeds, or both: the arithmetic mean of the distributions over
-classes of all passes of all networks [1].
+classes of all passes of all networks [1]. Two settings are compared by their losses at
+each seed on each sequence.
 
 References:
     [1] Lakshminarayanan, Pritzel, Blundell. Simple and scalable predictive uncertainty
@@ -37,6 +38,8 @@ from experiments.runs.evaluations import (
     open_lane,
     other_seeds,
 )
+from experiments.runs.records import read_records
+from experiments.statistics import crossed_interval, t_interval
 from experiments.task import Batch, Data
 from rdrop import montecarlo
 
@@ -115,6 +118,101 @@ def evaluate_sequences(
     return found
 
 
+def compare_settings(
+    folder: Path, line: int, against: int, part: Part = "test"
+) -> Evaluation:
+    """Compares the settings of two lanes over their seeds and the sequences.
+
+    The loss is evaluated without noise, and the difference of the settings is paired by
+    seed and by sequence. It is added to the run.
+
+    Args:
+        folder: the run.
+        line: of results.jsonl, from 1: a lane of the first setting.
+        against: a lane of the other setting.
+        part: of the data.
+
+    Returns:
+        The mean difference, the ends of two 95 % intervals, and the numbers of seeds
+        and sequences. `seeds_low` and `seeds_high`: Student's t interval over the
+        seeds, for this set of sequences; `low` and `high`: over seeds and sequences.
+
+    Raises:
+        ConfigError: the run kept no such lanes, they have one setting or fewer than two
+            seeds in common, each seed holds out other sequences, or a loss is not
+            finite.
+        StorageError: the data have changed since the training, or a file is damaged.
+    """
+    first = open_lane(folder, line, Sequences())
+    task, data = first.loaded.data
+    if part == "valid" and data.valid is None:
+        raise ConfigError(
+            'split: must be "test" to compare settings: each seed holds out other '
+            "sequences."
+        )
+    rows = _lines_by_seed(folder, line), _lines_by_seed(folder, against)
+    seeds = sorted(rows[0].keys() & rows[1].keys())
+    if line in rows[1].values():
+        raise ConfigError(f"against: lanes {line} and {against} have one setting.")
+    if len(seeds) < 2:
+        raise ConfigError(
+            f"against: needs 2 seeds or more that both settings have, got {len(seeds)}."
+        )
+    data = data.with_splits(jax.tree.map(jnp.asarray, data.splits))
+    batch = data.test if part == "test" else _validation(data, first.config)
+
+    def losses(lines):
+        lanes = [open_lane(folder, lines[seed], Sequences()) for seed in seeds]
+        found = [_losses(_member(lane, task, data), batch) for lane in lanes]
+        return np.stack([values for values, _ in found]), found[0][1]
+
+    (one, weights), (other, _) = map(losses, rows)
+    differences = one - other
+    if not np.isfinite(differences).all():
+        raise ConfigError("against: a network has a loss that is not finite.")
+    by_seed = np.average(differences, axis=1, weights=weights)
+    narrow, wide = t_interval(by_seed), crossed_interval(differences, weights)
+    ends = dict(
+        zip(("seeds_low", "seeds_high", "low", "high"), narrow + wide, strict=True)
+    )
+    counts = {"seeds": len(seeds), "sequences": len(weights)}
+    which = {"lane": line, "against": against, "split": part} | counts
+    found = which | {"difference": float(by_seed.mean())} | ends
+    add_evaluations(folder, [found])
+    return found
+
+
+def _lines_by_seed(folder: Path, line: int) -> dict[int, int]:
+    """The lines of all lanes with the setting of a line, by their seeds."""
+    records = read_records(folder)
+    if not 1 <= line <= len(records):
+        raise ConfigError(f"against: must be 1 to {len(records)}, got {line}.")
+    return {records[n - 1]["seed"]: n for n in [line, *other_seeds(folder, line)]}
+
+
+def _losses(member: Member, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the loss of each sequence without noise, and the weights."""
+    training, params, dropout = member
+
+    @jax.jit
+    def of_part(some):
+        score = training.judge(params, dropout, some)
+        return next(iter(score.values.values())), score.weight
+
+    found = [of_part(some) for some in _parts(batch)]
+    losses, weights = zip(*found, strict=True)
+    return np.concatenate(losses).astype(float), np.concatenate(weights).astype(float)
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    """Divides a batch into parts that fit into memory."""
+    starts = range(0, len(batch.lengths), EVALUATED_AT_ONCE)
+    return [
+        jax.tree.map(lambda leaf, s=s: leaf[s : s + EVALUATED_AT_ONCE], batch)
+        for s in starts
+    ]
+
+
 def _member(lane: TrainedLane, task, data: Data) -> Member:
     params = dict(lane.params)
     rates = params.pop("rates", {})
@@ -147,12 +245,7 @@ def _predict(
             return one(None)
         return montecarlo.predict(one, keys, chunk=chunk).log_probs
 
-    starts = range(0, len(batch.lengths), EVALUATED_AT_ONCE)
-    parts = [
-        jax.tree.map(lambda leaf, s=s: leaf[s : s + EVALUATED_AT_ONCE], batch)
-        for s in starts
-    ]
-    return np.concatenate([of_part(some) for some in parts])
+    return np.concatenate([of_part(some) for some in _parts(batch)])
 
 
 def _judge(task, predictions: Sequence[np.ndarray], batch: Batch) -> dict[str, float]:

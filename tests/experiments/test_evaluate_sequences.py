@@ -9,13 +9,14 @@ from helpers import assert_close
 
 import rdrop
 from experiments.__main__ import main
-from experiments.classify.evaluate import evaluate_sequences
+from experiments.classify.evaluate import compare_settings, evaluate_sequences
 from experiments.classify.model import Network
 from experiments.config import ConfigError
 from experiments.config import Task as Options
 from experiments.runs.evaluations import read_evaluations
 from experiments.runs.records import read_records
 from experiments.runs.weights import load_weights, weights_path
+from experiments.statistics import crossed_interval, t_interval
 from experiments.tasks import load_task
 
 SMALL = [
@@ -98,6 +99,37 @@ def test_the_command_prints_each_evaluation(run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert lines[-1].startswith("lane 1  split test  passes 2  networks 3  nll ")
+
+
+def test_two_settings_are_paired_by_seed_and_by_sequence(run, capsys):
+    probs, labels = distributions(run, range(6))
+    losses = -np.log(probs[:, np.arange(len(labels)), labels])
+    differences = losses[3:] - losses[:3]
+    found = compare_settings(run, 5, 1)
+    assert (found["seeds"], found["sequences"]) == (3, len(labels))
+    assert_close(found["difference"], differences.mean(), 1e-5)
+    wide = crossed_interval(differences, np.ones(len(labels)))
+    assert_close(np.array([found["low"], found["high"]]), np.array(wide), 1e-5)
+    narrow = t_interval(differences.mean(axis=1))
+    ends = np.array([found["seeds_low"], found["seeds_high"]])
+    assert_close(ends, np.array(narrow), 1e-5)
+    assert main(["evaluate", str(run), "--lane", "5", "--against", "1"]) == 0
+    assert "lane 5  against 1  split test  seeds 3" in capsys.readouterr().out
+    assert read_evaluations(run)[-1]["low"] == found["low"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--against", "2"], "lanes 1 and 2 have one setting"),
+        (["--against", "9"], "against: must be 1 to 6, got 9"),
+        (["--against", "4", "--split", "valid"], "each seed holds out other"),
+        (["--against", "4", "--passes", "2"], "takes neither --passes nor"),
+    ],
+)
+def test_impossible_comparisons_are_refused(run, options, message, capsys):
+    assert main(["evaluate", str(run), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_impossible_evaluations_are_refused(run, capsys):

@@ -89,6 +89,32 @@ def test_an_interval_is_the_same_again_and_lies_within_the_seeds(rng):
     assert statistics.interval(values[:1]) == (values[0], values[0])
 
 
+@pytest.mark.parametrize(("seeds", "sequences"), [(1.0, 0.2), (0.05, 1.0), (0.3, 0.5)])
+def test_an_interval_over_seeds_and_sequences_adds_their_variances(
+    rng, seeds, sequences
+):
+    """An effect of each seed and one of each sequence, which all seeds share."""
+    of_seed, of_sequence = rng.normal(size=40) * seeds, rng.normal(size=200) * sequences
+    weights = rng.integers(1, 9, size=200).astype(float)
+    mean = (weights * of_sequence).sum() / weights.sum()
+    spread = (weights**2 * (of_sequence - mean) ** 2).sum() / weights.sum() ** 2
+    reach = scipy.stats.t.ppf(0.975, 39)
+    reach *= math.sqrt(40 / 39 * (of_seed.var() / 40 + spread))
+    values = of_seed[:, None] + of_sequence
+    low, high = statistics.crossed_interval(values, weights)
+    assert (high - low) / 2 == pytest.approx(reach, rel=0.05)
+    middle = of_seed.mean() + mean
+    assert (low + high) / 2 == pytest.approx(middle, abs=0.1 * reach)
+
+
+def test_sequences_that_do_not_differ_leave_the_interval_over_seeds(rng):
+    values = rng.normal(size=(5, 1)) + np.zeros(7)
+    expected = statistics.interval(values[:, 0])
+    found = statistics.crossed_interval(values, np.ones(7))
+    assert found == pytest.approx(tuple(map(float, expected)), abs=0.05)
+    assert found == statistics.crossed_interval(values, np.ones(7))
+
+
 def test_comparisons_are_one_family():
     base = np.array([0.5, 0.6, 0.7, 0.8])
     lower = base - np.array([0.30, 0.31, 0.30, 0.32])
