@@ -3,6 +3,7 @@
 import functools
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import jax
@@ -35,7 +36,8 @@ SNIPPET = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
 
 def blocks(text, language):
     """The blocks of a page in a language, with the files that they include."""
-    found = (body for _, spoken, body in FENCE.findall(text) if spoken == language)
+    fences = FENCE.findall(text)
+    found = (textwrap.dedent(body) for _, spoken, body in fences if spoken == language)
     return [SNIPPET.sub(lambda f: (ROOT / f[1]).read_text(), body) for body in found]
 
 
@@ -109,7 +111,7 @@ def test_its_commands_are_understood(line, monkeypatch):
         command = recording(getattr(commands, name), called)
         monkeypatch.setattr(commands, name, command)
     # `ablate` and `train` check the config and the fields before they run it.
-    for name in ("run", "estimate", "_join"):
+    for name in ("run", "tune", "estimate", "_join"):
         monkeypatch.setattr(commands, name, lambda *_: called.append(_) or True)
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(line.split("python -m experiments")[1])
@@ -122,6 +124,7 @@ def test_there_are_commands_of_each_kind():
     assert kinds == {
         "ablate",
         "configs",
+        "tune",
         "train",
         "reproduce",
         "evaluate",

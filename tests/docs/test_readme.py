@@ -11,10 +11,11 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_its_example_trains():
-    example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    example, in_nnx = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         exec(example, names)
+        exec(in_nnx, {} | names)
         before = names["rnn"].init(jax.random.key(0), names["xs"])
         loss = [
             (names["rnn"].apply(params, names["xs"])[1] ** 2).mean()
