@@ -38,16 +38,15 @@ def space(data: str, repetition: int) -> Sweep:
     raw: dict[str, Any] = {
         "seeds": 1,
         "seed": repetition,
-        "model": {"units": 64},
+        "model": {"units": 32},
         "dropout": {
             "inputs": {"rate": [0.0, 0.2, 0.4, 0.6]},
             "recurrent": {"rate": [0.0, 0.2, 0.4, 0.6]},
         },
-        "train": {"learning_rate": [1e-3, 2e-3, 5e-3, 1e-2]},
+        "train": {"epochs": 32, "learning_rate": [1e-3, 2e-3, 5e-3, 1e-2]},
     }
     if data:
         raw["task"] = {"name": "piano_roll", "data": data}
-        raw["model"] = {"units": 32}
         raw["train"] |= {"batch": 16, "epochs": 18, "evaluate_every": 2}
         raw["dropout"]["inputs"]["rate"] = [0.0, 0.3, 0.6]
         raw["dropout"]["recurrent"]["rate"] = [0.0, 0.3, 0.6]
