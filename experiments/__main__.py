@@ -31,6 +31,7 @@ from experiments.runs.files import StorageError
 from experiments.runs.folder import folder_of
 from experiments.runs.weights import Keep
 from experiments.search.tune import Search, tune
+from experiments.statistics import count_text
 
 ConfigPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG.toml")]
 Line = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RESULTS.jsonl:LINE")]
@@ -38,6 +39,7 @@ Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 Folders = Annotated[
     tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")
 ]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 EXAMPLES = Path(__file__).parents[1] / "configs"
 KINDS: dict[str, Kind] = {k.name: k for k in (Sequences(), LanguageModels())}
 """Kinds of program by their names in run.json."""
@@ -93,7 +95,7 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
         out: Path | None = None,
         keep: Keep = Sequences.keep,
         dry_run: bool = False,
-        tensorboard: bool = False,
+        log: Tracker | None = None,
         until: Literal["trained", "settled", "best"] = "trained",
         race: Annotated[Race, tyro.conf.arg(name="")] = NO_LIMITS,
         machine: Annotated[Machine, tyro.conf.arg(name="")] = HERE,
@@ -111,7 +113,7 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
             out: the folder of the run; by default runs/NAME.
             keep: the weights to keep: of no lanes, of the best setting, or of all.
             dry_run: print programs, memory and time, and stop.
-            tensorboard: write TensorBoard's event files too.
+            log: the tracker that gets each lane as a run, too.
             until: when to stop: once all lanes are trained; once each setting is
                 settled against its baseline, by the test loss; or once the best setting
                 is found, by the validation loss. Settled settings leave, and the others
@@ -127,7 +129,7 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
             estimate(KINDS["sequences"], sweep, machine, racing)
             return 0
         text = shlex.join(["python", "-m", "experiments", *arguments])
-        how = Options(machine, text, keep, racing, _concluding(tensorboard))
+        how = Options(machine, text, keep, racing, _concluding(log))
         done = run(KINDS["sequences"], sweep, out or folder_of(path), how)
         return 0 if done else 130
 
@@ -161,7 +163,7 @@ def _tune(arguments: Sequence[str]) -> Callable[..., int]:
         """
         sweep = _sweep(path, config, options, Config)
         folder = out or folder_of(path).with_name(f"{path.stem}_search")
-        return 0 if tune(sweep, folder, search, _concluding(False)) else 130
+        return 0 if tune(sweep, folder, search, _concluding(None)) else 130
 
     return command
 
@@ -177,7 +179,7 @@ def _train(arguments: Sequence[str]) -> Callable[..., int]:
         out: Path | None = None,
         keep: Keep = LanguageModels.keep,
         dry_run: bool = False,
-        tensorboard: bool = False,
+        log: Tracker | None = None,
         stop_after: int | None = None,
     ) -> int:
         """Trains language models, and writes a report.
@@ -193,7 +195,7 @@ def _train(arguments: Sequence[str]) -> Callable[..., int]:
             out: the folder of the run; by default runs/NAME.
             keep: the weights to keep: of no lanes, of the best setting, or of all.
             dry_run: print programs, memory and time, and stop.
-            tensorboard: write TensorBoard's event files too.
+            log: the tracker that gets each lane as a run, too.
             stop_after: windows after which each lane stops, to be resumed later.
         """
         kind = LanguageModels(stop_after)
@@ -202,7 +204,7 @@ def _train(arguments: Sequence[str]) -> Callable[..., int]:
             estimate(kind, sweep)
             return 0
         text = shlex.join(["python", "-m", "experiments", *arguments])
-        how = Options(HERE, text, keep, conclude=_concluding(tensorboard))
+        how = Options(HERE, text, keep, conclude=_concluding(log))
         return 0 if run(kind, sweep, out or folder_of(path), how) else 130
 
     return command
@@ -232,7 +234,7 @@ def _reproduce(
 
     paper, sweep = reproducing.read_recipe(path, KINDS, data, seeds)
     command = f"python -m experiments reproduce {path} --data {shlex.quote(data)}"
-    how = Options(HERE, command, KINDS[paper.kind].keep, conclude=_concluding(False))
+    how = Options(HERE, command, KINDS[paper.kind].keep, conclude=_concluding(None))
     folder = out or folder_of(path)
     result = reproducing.reproduce(path, paper, sweep, KINDS[paper.kind], folder, how)
     if result is None:
@@ -387,18 +389,21 @@ def _named(command: str, arguments: Sequence[str]) -> Path | None:
     return Path(named[0]) if list(arguments[:1]) == [command] and named else None
 
 
-def _concluding(tensorboard: bool) -> Callable[[Path], None]:
-    """Returns a function that writes the report of a run."""
+def _concluding(log: Tracker | None) -> Callable[[Path], None]:
+    """Returns a function that writes the report of a run; checks the tracker first."""
+    if log:
+        from experiments.report import trackers
+
+        trackers.check_tracker(log)
 
     def conclude(folder: Path) -> None:
         from experiments import report
 
         path = report.write_report([folder])
         report.print_summary(folder)
-        if tensorboard:
-            from experiments.report import tensorboard as events
-
-            events.write(folder)
+        if log:
+            count = trackers.log_lanes(folder, log)
+            console.print(f"Logged to {log}: {count_text(count, 'lane')}.")
         console.print(f"Report: {path}", style="bold", soft_wrap=True)
 
     return conclude

@@ -1,52 +1,29 @@
-"""TensorBoard: the curves of a run as event files, one TensorBoard run per lane."""
+"""TensorBoard: a lane as a folder with one event file."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
-from experiments.report.lanes import value_text
-from experiments.runs.records import read_records
 
-
-def write(folder: Path) -> Path:
-    """Writes metrics, setting and seed of every lane, and returns the folder.
-
-    Training losses have one value per epoch, and other metrics one per evaluation.
-    Event files of an earlier call are replaced.
+def write_events(
+    folder: Path, config: Mapping[str, Any], history: Mapping[int, Mapping[str, float]]
+) -> None:
+    """Writes the hyperparameters and the metrics of a lane.
 
     Args:
-        folder: a run; its folder `tensorboard` gets one folder per lane.
-
-    Returns:
-        The folder to show: `tensorboard --logdir FOLDER/tensorboard`.
-
-    Raises:
-        StorageError: the results cannot be read.
+        folder: of the lane; an earlier one is replaced.
+        config: hyperparameters by name.
+        history: metrics by name, of each epoch.
     """
-    root = folder / "tensorboard"
-    shutil.rmtree(root, ignore_errors=True)
-    for number, record in enumerate(read_records(folder)):
-        with SummaryWriter(str(root / _name(number, record))) as writer:
-            _write_record(writer, record)
-    return root
-
-
-def _name(number: int, record: dict) -> str:
-    """A name that sorts as the sweep: "003 dropout.rate=0.3 seed=1"."""
-    values = record["setting"] | {"seed": record["seed"]}
-    parts = [f"{path}={value_text(value)}" for path, value in values.items()]
-    return " ".join([f"{number:03d}", *parts]).replace("/", "_")
-
-
-def _write_record(writer: SummaryWriter, record: dict) -> None:
-    values = record["setting"] | {"seed": record["seed"]}
-    for summary in hparams(values, record["metrics"]):
-        writer.file_writer.add_summary(summary)
-    for name, metric in record["metrics"].items():
-        every_epoch = range(1, len(metric) + 1)
-        epochs = every_epoch if name.startswith("train_") else record["evaluated_at"]
-        for epoch, value in zip(epochs, metric, strict=True):
-            if value is not None:
+    shutil.rmtree(folder, ignore_errors=True)
+    names = {name: 0.0 for metrics in history.values() for name in metrics}
+    with SummaryWriter(str(folder)) as writer:
+        for summary in hparams(dict(config), names):
+            writer.file_writer.add_summary(summary)
+        for epoch, metrics in history.items():
+            for name, value in metrics.items():
                 writer.add_scalar(name, value, epoch)

@@ -7,7 +7,7 @@ from folders import make_folder, make_lines, write_folder
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from experiments.report import tensorboard
+from experiments.report.trackers import log_lanes
 from experiments.runs.records import read_records
 
 AXES = {"model.cell": ["lstm", "gru"], "dropout.rate": [0.0, 0.5]}
@@ -70,16 +70,15 @@ def test_the_check_is_the_published_one():
     assert crc32c(b"123456789") == 0xE3069283
 
 
-def test_every_lane_is_a_run_with_its_metrics_and_setting(tmp_path):
+def test_every_lane_is_a_run_with_its_metrics_and_config(tmp_path):
     run = make_folder(tmp_path, AXES, 2, lambda s, seed: 0.2 + s["dropout.rate"] + seed)
-    root = tensorboard.write(run)
-    assert root == tmp_path / "tensorboard"
-    folders = sorted(root.iterdir())
+    assert log_lanes(run, "tensorboard") == 8
+    folders = sorted((tmp_path / "tensorboard").iterdir())
     lanes = read_records(run)
     assert len(folders) == len(lanes) == 8
     assert folders[3].name == "003 model.cell=lstm dropout.rate=0.5 seed=1"
     for folder, lane in zip(folders, lanes, strict=True):
-        assert hparams(folder) == lane["setting"] | {"seed": lane["seed"]}
+        assert hparams(folder) == lane["setting"] | {"seeds": lane["seed"], "seed": 0}
         found = scalars(folder)
         assert found.keys() == lane["metrics"].keys()
         for name, values in lane["metrics"].items():
@@ -91,17 +90,18 @@ def test_every_lane_is_a_run_with_its_metrics_and_setting(tmp_path):
 def test_what_is_not_finite_is_left_out(tmp_path):
     lines = make_lines({}, 1, lambda setting, seed: 0.2)
     lines[0]["metrics"]["test_nll"][1] = None
-    root = tensorboard.write(write_folder(tmp_path, {}, lines))
-    assert list(scalars(root / "000 seed=0")["test_nll"]) == [2, 6]
+    log_lanes(write_folder(tmp_path, {}, lines), "tensorboard")
+    found = scalars(tmp_path / "tensorboard" / "000 seed=0")
+    assert list(found["test_nll"]) == [2, 6]
 
 
 def test_writing_again_replaces(tmp_path):
     run = make_folder(tmp_path, AXES, 1, lambda setting, seed: 0.2)
-    first = scalars(
-        tensorboard.write(run) / "000 model.cell=lstm dropout.rate=0 seed=0"
-    )
-    again = scalars(
-        tensorboard.write(run) / "000 model.cell=lstm dropout.rate=0 seed=0"
-    )
-    assert first == again
+    found = []
+    for _ in range(2):
+        assert log_lanes(run, "tensorboard") == 4
+        name = "000 model.cell=lstm dropout.rate=0 seed=0"
+        found.append(scalars(run / "tensorboard" / name))
+        (run / "logged.json").unlink()
+    assert found[0] == found[1]
     assert len(list((run / "tensorboard").iterdir())) == 4
