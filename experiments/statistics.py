@@ -214,7 +214,7 @@ def interval(
         n_resamples=RESAMPLES,
         batch=1000,
         method="percentile",
-        confidence_level=1 - 2 * _expanded_tail(seeds),
+        confidence_level=1 - 2 * scipy.stats.norm.sf(_reach(seeds)),
         rng=np.random.default_rng(0),
     ).confidence_interval
     return np.asarray(found.low), np.asarray(found.high)
@@ -225,11 +225,14 @@ def crossed_interval(
 ) -> tuple[float, float]:
     """Returns the 95 % interval of the mean over other seeds and other sequences.
 
-    A bootstrap in two levels: each resample draws seeds, and then sequences. All seeds
-    are tested on the same sequences, so that a hard sequence is hard for all: each
-    resample has one draw of sequences for all of its seeds, as in Owen's pigeonhole
+    A percentile bootstrap in two levels: each resample draws seeds, and then sequences.
+    All seeds are tested on the same sequences, so that a hard sequence is hard for all:
+    each resample has one draw of sequences for all of its seeds, as in the pigeonhole
     bootstrap [5]. With other sequences for each seed, this shared part would seem to
-    shrink with the number of seeds. Percentiles are widened as in `interval`.
+    shrink with the number of seeds. The means of the seeds are stretched around their
+    mean, as much as `interval` is widened for that many seeds. For normal effects it
+    covers the true mean of 4 seeds on 100 sequences in 94 % (no effect of sequences) to
+    99 % (hardly one of seeds) of all runs.
 
     Args:
         values: differences of two settings at each seed on each sequence; at least 2
@@ -241,16 +244,18 @@ def crossed_interval(
     """
     seeds, sequences = values.shape
     rng = np.random.default_rng(0)
+    means = np.average(values, axis=1, weights=weights)
+    wider = _reach(seeds) / scipy.stats.norm.isf(LEVEL / 2)
+    stretched = values + (wider - 1) * (means - means.mean())[:, None]
 
     def resampled() -> float:
         rows = rng.integers(seeds, size=seeds)
         columns = rng.integers(sequences, size=sequences)
-        means = values[np.ix_(rows, columns)].mean(axis=0)
-        return np.average(means, weights=weights[columns])
+        found = stretched[np.ix_(rows, columns)].mean(axis=0)
+        return np.average(found, weights=weights[columns])
 
     found = [resampled() for _ in range(RESAMPLES)]
-    tail = _expanded_tail(seeds)
-    low, high = np.quantile(found, [tail, 1 - tail])
+    low, high = np.quantile(found, [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)
 
 
@@ -374,10 +379,9 @@ def seeds_needed(
     return high
 
 
-def _expanded_tail(seeds: int) -> float:
-    """The share of resamples beyond each end of an expanded percentile interval [1]."""
-    reach = scipy.stats.t.ppf(1 - LEVEL / 2, seeds - 1) * math.sqrt(seeds / (seeds - 1))
-    return float(scipy.stats.norm.sf(reach))
+def _reach(seeds: int) -> float:
+    """The reach of an interval [1] in standard deviations of a resampled mean."""
+    return scipy.stats.t.isf(LEVEL / 2, seeds - 1) * math.sqrt(seeds / (seeds - 1))
 
 
 def mean_sd(values: Float[np.ndarray, "N"]) -> str:

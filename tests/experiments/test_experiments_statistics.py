@@ -98,8 +98,8 @@ def test_an_interval_over_seeds_and_sequences_adds_their_variances(
     weights = rng.integers(1, 9, size=200).astype(float)
     mean = (weights * of_sequence).sum() / weights.sum()
     spread = (weights**2 * (of_sequence - mean) ** 2).sum() / weights.sum() ** 2
-    reach = scipy.stats.t.ppf(0.975, 39)
-    reach *= math.sqrt(40 / 39 * (of_seed.var() / 40 + spread))
+    of_t, of_normal = scipy.stats.t.ppf(0.975, 39), scipy.stats.norm.ppf(0.975)
+    reach = math.sqrt(of_t**2 * of_seed.var(ddof=1) / 40 + of_normal**2 * spread)
     values = of_seed[:, None] + of_sequence
     low, high = statistics.crossed_interval(values, weights)
     assert (high - low) / 2 == pytest.approx(reach, rel=0.05)
@@ -107,12 +107,21 @@ def test_an_interval_over_seeds_and_sequences_adds_their_variances(
     assert (low + high) / 2 == pytest.approx(middle, abs=0.1 * reach)
 
 
-def test_sequences_that_do_not_differ_leave_the_interval_over_seeds(rng):
-    values = rng.normal(size=(5, 1)) + np.zeros(7)
-    expected = statistics.interval(values[:, 0])
-    found = statistics.crossed_interval(values, np.ones(7))
-    assert found == pytest.approx(tuple(map(float, expected)), abs=0.05)
-    assert found == statistics.crossed_interval(values, np.ones(7))
+@pytest.mark.slow
+@pytest.mark.parametrize(("of_sequences", "coverage"), [(0.0, 0.94), (1.0, 0.99)])
+def test_intervals_over_sequences_cover_what_their_docstring_says(
+    rng, monkeypatch, of_sequences, coverage
+):
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    covered = 0
+    for _ in range(150):
+        effects = rng.normal(size=(4, 1)) * (1 if not of_sequences else 0.03)
+        noise = rng.normal(size=(5, 100)) * of_sequences
+        values = effects + noise[:1] + noise[1:]
+        low, high = statistics.crossed_interval(values, np.ones(100))
+        covered += low <= 0 <= high
+    assert_frequency(covered, 150, coverage)
+    assert statistics.crossed_interval(values, np.ones(100)) == (low, high)
 
 
 def test_comparisons_are_one_family():
