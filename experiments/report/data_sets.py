@@ -142,8 +142,8 @@ def answer(over: OverDataSets) -> str:
     """Returns the lowest loss over the data sets, and the settings left out."""
     first = over.changes[0]
     text = (
-        "Lowest loss over all data sets, against the baseline: "
-        f"{describe(first.setting)}, {first.text}."
+        f"Of the settings other than the baseline, {describe(first.setting)} has the "
+        f"lowest loss over all data sets: {first.text} against the baseline."
     )
     if over.left_out:
         text += (
