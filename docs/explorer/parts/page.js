@@ -31,8 +31,8 @@ function filled(template, { method, rates, options }) {
 }
 
 // Long calls have one argument per line.
-function wrapped(call) {
-  if (call.length < 62) return call;
+function wrapped(call, width) {
+  if (call.length < width) return call;
   const open = call.indexOf("(");
   const inner = call.slice(open + 1, -1).replace(/, (?=\w+=)/g, ",\n    ");
   return `${call.slice(0, open)}(\n    ${inner},\n)`;
@@ -65,7 +65,7 @@ function rdropCode(choice) {
     "import jax",
     "import rdrop",
     "",
-    `dropout = ${wrapped(filled(choice.method.call, choice))}`,
+    `dropout = ${wrapped(filled(choice.method.call, choice), 62)}`,
     `keys = rdrop.stream_keys(jax.random.key(${VIEW.seed}))`,
     "",
     "# The masks of the picture.",
@@ -215,8 +215,8 @@ function showOther(choice) {
   const has = method.code && (VIEW.cell === "LSTM" || method.code.includes("{cell}"));
   find("other").hidden = !has;
   find("library").textContent = method.library;
-  find("other-code").textContent = has ? filled(method.code, choice).split("\n").map((line) => (line[0] === " " ? line : wrapped(line))).join("\n") : "";
-  const none = has ? "" : method.code ? `${method.library} has no ${VIEW.cell} of this kind. ` : "Neither Keras nor PyTorch has a layer that does this. ";
+  find("other-code").textContent = has ? filled(method.code, choice).split("\n").map((line) => (line[0] === " " ? line : wrapped(line, 44))).join("\n") : "";
+  const none = has ? "" : method.code ? `${method.library} has no ${VIEW.cell} of this kind. ` : "Neither Keras nor PyTorch has a layer with all of this. ";
   find("source").textContent = none + method.source;
 }
 
