@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,6 +43,7 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 EXAMPLES = Path(__file__).parents[1] / "configs"
 KINDS: dict[str, Kind] = {k.name: k for k in (Sequences(), LanguageModels())}
 """Kinds of program by their names in run.json."""
+BEGIN = "python -m experiments ablate configs/vowels_plane.toml"
 DETERMINISTIC = Evaluate()
 NO_LIMITS = Race()
 USUAL_SEARCH = Search()
@@ -60,18 +61,21 @@ def main(arguments: list[str]) -> int:
         print(f"rdrop {rdrop.__version__}, jax {jax.__version__}")
         return 0
     try:
+        commands: dict[str, Callable[..., int]] = {
+            "ablate": _ablate(arguments),
+            "tune": _tune(arguments),
+            "train": _train(arguments),
+            "reproduce": _reproduce,
+            "configs": _configs,
+            "evaluate": _evaluate,
+            "replay": _replay,
+            "report": _report,
+            "export": _export,
+        }
+        if not arguments:
+            return _overview(commands)
         return tyro.extras.subcommand_cli_from_dict(
-            {
-                "ablate": _ablate(arguments),
-                "tune": _tune(arguments),
-                "train": _train(arguments),
-                "reproduce": _reproduce,
-                "configs": _configs,
-                "evaluate": _evaluate,
-                "replay": _replay,
-                "report": _report,
-                "export": _export,
-            },
+            commands,
             prog="python -m experiments",
             description="Ablations of recurrent dropout; --version prints versions.",
             args=arguments,
@@ -241,6 +245,18 @@ def _reproduce(
         return 130
     if keep_result:
         reproducing.keep_result(path, result)
+    return 0
+
+
+def _overview(commands: Mapping[str, Callable[..., int]]) -> int:
+    """Lists the commands and the configs, and says how to begin."""
+    console.print("Commands; each has --help:")
+    for name, command in commands.items():
+        first = (command.__doc__ or "").partition("\n")[0]
+        console.print(f"[bold]{name:10}[/bold] {first}", soft_wrap=True)
+    console.print("\nConfigs:")
+    _configs()
+    console.print(f"\nTo begin: [bold]{BEGIN}[/bold]", soft_wrap=True)
     return 0
 
 

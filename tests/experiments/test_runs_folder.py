@@ -359,6 +359,17 @@ def test_a_dry_run_measures_and_writes_nothing(config, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_without_a_command_there_is_an_overview(capsys, pytestconfig):
+    assert commands.main(["configs"]) == 0
+    configs = capsys.readouterr().out
+    assert commands.main([]) == 0
+    shown = capsys.readouterr().out
+    assert configs in shown
+    assert re.search("^replay +Trains one lane of a run again", shown, re.MULTILINE)
+    config = re.search(r"To begin: python -m experiments ablate (\S+)", shown)[1]
+    assert (pytestconfig.rootpath / config).exists()
+
+
 def test_shipped_configs_are_listed(capsys, pytestconfig):
     assert commands.main(["configs"]) == 0
     shown = capsys.readouterr().out
