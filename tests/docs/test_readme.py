@@ -1,10 +1,12 @@
-"""The README: its example trains, its links work."""
+"""The README and its like: the example trains, the links work."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -28,11 +30,22 @@ def test_its_example_trains():
     assert all(len(leaf) == 10 for leaf in jax.tree.leaves(swept))
 
 
-def test_its_links_lead_to_files():
-    links = [target.split("#")[0] for target in re.findall(r"\]\(([^)]+)\)", README)]
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_its_links_lead_to_files(page):
+    text = (ROOT / page).read_text()
+    links = [target.split("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text)]
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_nobody_is_told_to_install_another_program():
     pages = [README, *(page.read_text() for page in (ROOT / "docs").rglob("*.md"))]
     assert not any(re.search(r"pip install[^\n]*\brdrop\b", page) for page in pages)
+
+
+def test_the_citation_is_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nabstract: {project['description']}\n" in citation
+    assert f"\nlicense: {project['license']}\n" in citation
+    assert f"\nkeywords: [{', '.join(project['keywords'])}]\n" in citation
+    assert re.search("- name: (.*)", citation)[1] in (ROOT / "LICENSE").read_text()
