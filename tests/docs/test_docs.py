@@ -141,6 +141,13 @@ def test_its_links_lead_to_files(page):
     assert [t for t in targets if not (folder / t).exists()] == []
 
 
+def test_the_tests_that_the_comparison_names_are_there():
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", PAGES["docs/comparison.md"])
+    assert len(named) > 10
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / file).read_text(), test
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
     listed = set(re.findall(r": (\S+\.md)$", navigation, re.MULTILINE))
