@@ -33,12 +33,6 @@ CELLS = {
 }
 """Cells by name, with the letters of all gates, and of the gates that are masked."""
 
-
-def _paragraphs(function) -> list[str]:
-    """Returns the paragraphs of a docstring."""
-    return (inspect.getdoc(function) or "").split("\n\n")
-
-
 # A version of a library that is not a preset: the docstring of `presets.keras` has it.
 OLD_KERAS = {
     "name": "keras3.0",
@@ -47,7 +41,6 @@ OLD_KERAS = {
     "about": "x_t into the cell and h_{t-1} itself, held",
     "equation": "h_{t-1} is m_h * h_{t-1} everywhere, so in a GRU the leak path is "
     "masked too: h_t = z * (m_h * h_{t-1}) + (1 - z) * n_t",
-    "docstring": _paragraphs(presets.keras)[-1],
     "source": "",
     "call": "rdrop.Dropout(inputs=rdrop.Bernoulli({dropout}), "
     "hidden_state=rdrop.Bernoulli({recurrent_dropout}))",
@@ -117,14 +110,17 @@ def data() -> dict[str, Any]:
     """Returns all that the page knows of rdrop."""
     names = dict.fromkeys(name.split()[0] for name in presets.EXAMPLES)
     methods = [_preset(name) for name in names]
-    methods.insert(1 + list(names).index("keras"), OLD_KERAS)
+    keras = methods[list(names).index("keras")]
+    methods.insert(
+        methods.index(keras) + 1, OLD_KERAS | {"docstring": keras["docstring"]}
+    )
     steps, units = np.meshgrid(np.arange(TIME), np.arange(UNITS), indexing="ij")
     return {
         "units": UNITS,
         "xs": np.sin(1 + steps * (1 + units / 3)).round(2).tolist(),
         "start": [0.9, -0.8, 0.7, -0.9, 0.8, -0.7],
         "sites": {
-            name: {"stream": site.stream, "arrow": site.arrow, "text": _text(site)}
+            name: {"stream": site.stream, "arrow": site.arrow}
             for name, site in SITES.items()
         },
         "cells": {name: _cell(name) for name in CELLS},
@@ -185,29 +181,30 @@ def _with_forms(method: dict) -> dict[str, Any]:
     A form is the noise of each layer. It holds for some values of the options, and, if
     `zero` is not null, if that rate is zero.
     """
-    rates = {name: (n + 1) / 16 for n, name in enumerate(method["rates"])}
-    places = {rate: n for n, rate in enumerate(rates.values())}
     forms = []
     for values in itertools.product(*method["options"].values()):
         options = dict(zip(method["options"], values, strict=True))
-
-        def layers(zero=None, options=options):
-            changed = rates | ({zero: 0.0} if zero else {})
-            at = places | ({0.0: method["rates"].index(zero)} if zero else {})
-            made = dropouts(method, options, changed)
-            return [[_noise(*at_site, at) for at_site in d.sites()] for d in made]
-
-        usual = layers()
-        others = {zero: layers(zero) for zero in rates}
+        usual = _layers(method, options)
         forms.append({"options": options, "zero": None, "layers": usual})
-        forms += [
-            {"options": options, "zero": zero, "layers": other}
-            for zero, other in others.items()
-            if other != usual
-        ]
+        for zero in method["rates"]:
+            if (layers := _layers(method, options, zero)) != usual:
+                forms.append({"options": options, "zero": zero, "layers": layers})
     library, code = ELSEWHERE.get(method["name"], ("", ""))
     cells = [cell for cell in CELLS if _has_sites(cell, forms)]
     return method | {"forms": forms, "library": library, "code": code, "cells": cells}
+
+
+def _layers(method: dict, options: dict, zero: str = "") -> list[list[dict]]:
+    """Returns the noise of each layer, with the place of its rate among all rates.
+
+    The rates are all different, so that each is found again in the noise that has it.
+    """
+    rates = {name: (n + 1) / 16 for n, name in enumerate(method["rates"])}
+    if zero:
+        rates[zero] = 0.0
+    places = {rate: n for n, rate in enumerate(rates.values())}
+    made = dropouts(method, options, rates)
+    return [[_noise(*used, places) for used in dropout.sites()] for dropout in made]
 
 
 def _noise(site: str, noise: Any, places: dict) -> dict[str, Any]:
@@ -251,16 +248,16 @@ def _cell(name: str) -> dict[str, Any]:
     }
 
 
+def _paragraphs(function) -> list[str]:
+    """Returns the paragraphs of a docstring."""
+    return (inspect.getdoc(function) or "").split("\n\n")
+
+
 def _equation(text: str) -> str:
     """Returns the equations with which a docstring begins, if it does."""
     first = re.split(r"\.\s|\n(?=Each step)", text)[0]
     first = re.sub(r"\n(?!h_t = )", " ", first)
     return first if " = " in first else ""
-
-
-def _text(site) -> str:
-    """Returns the sentence of a site without the numbers of its references."""
-    return re.sub(r" \[[\d, ]+\]", "", site.text)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ function sitesOf(layers) {
 // --- the state ---
 
 function short(value) {
-  const text = Math.abs(value) < 1000 ? value.toFixed(2) : value.toExponential(1);
+  const small = (Number(value.toFixed(2)) || 0).toFixed(2); // never "-0.00"
+  const text = Math.abs(value) < 1000 ? small : value.toExponential(1);
   return text.replace("-", "−").replace(/e\+(\d+)/, " · 10<sup>$1</sup>");
 }
 

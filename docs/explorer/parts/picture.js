@@ -151,13 +151,14 @@ function picture(masks, view) {
   const strips = [];
   for (const layer of range(layers).reverse()) {
     const on = new Set(Object.keys(masks[layer]));
+    const inside = INSIDE.some((site) => on.has(site));
     for (const column of range(steps)) {
       const [left, top] = [at.left(column), at.top(layer)];
       const ends = { first: column === 0, last: column === steps - 1, top: layer === layers - 1 };
       parts.push(arrowsOf(left, top, view, on, ends));
-      parts.push(`<rect class="cell" x="${left}" y="${top}" width="${CELL.width}" height="${CELL.height}" rx="9"/>`);
+      parts.push(`<rect class="cell${inside ? " noisy" : ""}" x="${left}" y="${top}" width="${CELL.width}" height="${CELL.height}" rx="9"/>`);
       if (cell === "GRU") parts.push(path(`M${left} ${top + MEMORY}h${CELL.width}`, "leak"));
-      if (!INSIDE.some((site) => on.has(site))) parts.push(label(left + CELL.width / 2, top + OPERAND + 4, cell, "name"));
+      if (!inside) parts.push(label(left + CELL.width / 2, top + OPERAND + 4, cell, "name"));
       for (const site of on) {
         const where = { site, layer, layers, step: first + column, left, top, first: column === 0 };
         strips.push(stripOf(masks[layer][site], where, view));
