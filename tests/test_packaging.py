@@ -21,6 +21,7 @@ CORE = {"jax", "flax", "numpy", "jaxtyping"}
 # What tests import or read.
 NEEDED = {
     "rdrop", "tests", "experiments", "benchmarks", "configs", "examples", "docs",
+    "notebooks", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md",
     "mkdocs.yml", "conftest.py", "pyproject.toml", "README.md", "CHANGELOG.md",
     "LICENSE",
 }  # fmt: skip
