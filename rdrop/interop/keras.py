@@ -209,8 +209,9 @@ def check_settings(settings: Settings) -> None:
     """
     if settings["kind"] not in KINDS:
         raise TypeError(
-            f"`layer` must be one of {', '.join(KINDS)}, or a Bidirectional of one, "
-            f"got {settings['kind']!r}."
+            f"`layer` must be one of {', '.join(KINDS)}, a Bidirectional of one, or a "
+            f"list of these (a model's other layers stay outside), got "
+            f"{settings['kind']!r}."
         )
     for argument, usual in ACTIVATIONS.items():
         got = describe(settings.get(argument, usual))

@@ -288,7 +288,7 @@ def test_activations_and_missing_biases_are_ported(rng, case, use_bias):
             ValueError,
             "`go_backwards` must be False in the forward",
         ),
-        (lambda: L.Dense(3), TypeError, "LSTM, GRU, SimpleRNN, or .* got 'Dense'"),
+        (lambda: L.Dense(3), TypeError, "LSTM, GRU, SimpleRNN, a Bi.* got 'Dense'"),
         (lambda: L.RNN(L.LSTMCell(3)), TypeError, "got 'RNN'"),
         (lambda: np.zeros(3), TypeError, "`layer` must be a Keras layer"),
         (lambda: L.LSTM, TypeError, "`layer` must be a Keras layer, got LSTM"),
