@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
 
 def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
     """Returns a command whose options default to the config named on the line."""
-    options = commandline.defaults(_named("ablate", arguments))
+    options = _defaults("ablate", arguments, Config)
 
     def command(
         path: ConfigPath,
@@ -142,7 +142,7 @@ def _ablate(arguments: Sequence[str]) -> Callable[..., int]:
 
 def _tune(arguments: Sequence[str]) -> Callable[..., int]:
     """Returns a command whose options default to the config named on the line."""
-    options = commandline.defaults(_named("tune", arguments))
+    options = _defaults("tune", arguments, Config)
 
     def command(
         path: ConfigPath,
@@ -174,7 +174,7 @@ def _tune(arguments: Sequence[str]) -> Callable[..., int]:
 
 def _train(arguments: Sequence[str]) -> Callable[..., int]:
     """Returns a command whose options default to the config named on the line."""
-    options = commandline.defaults(_named("train", arguments), ModelConfig)
+    options = _defaults("train", arguments, ModelConfig)
 
     def command(
         path: ConfigPath,
@@ -399,9 +399,32 @@ def _sweep(path: Path, config: Any, options: Any, kind: Any) -> axes.Sweep:
     return axes.make_sweep(commandline.plain(config), source, kind)
 
 
+def _defaults(command: str, arguments: Sequence[str], kind: Any) -> Any:
+    """Returns the options of a command, whose defaults are those of its config.
+
+    Raises:
+        ConfigError: the config cannot be used, or is for another command.
+    """
+    path = _named(command, arguments)
+    try:
+        return commandline.defaults(path, kind)
+    except ConfigError:
+        other, name = (
+            (Config, "ablate") if kind is ModelConfig else (ModelConfig, "train")
+        )
+        try:
+            commandline.defaults(path, other)
+        except ConfigError:
+            pass
+        else:
+            raise ConfigError(f"{path}: is a config for `{name}`.") from None
+        raise
+
+
 def _named(command: str, arguments: Sequence[str]) -> Path | None:
     """Returns the config that the arguments of a command name, if any."""
-    named = [a for a in arguments[1:] if not a.startswith("-")][:1]
+    words = [word for word in arguments[1:] if not word.startswith("-")]
+    named = [word for word in words if word.endswith(".toml")] or words
     return Path(named[0]) if list(arguments[:1]) == [command] and named else None
 
 

@@ -158,7 +158,9 @@ def dropout_of(configs: Sequence[Config]) -> Dropout:
             another.
     """
     first = configs[0].dropout
-    used = [s for s in SITES if any(lane.rate for lane in _at(configs, s))]
+    learns = learned(configs[0])
+    rated = [s for s in SITES if any(lane.rate for lane in _at(configs, s))]
+    used = [s for s in SITES if s in rated or s in learns]
     if first.method != "none":
         if used:
             raise ConfigError(

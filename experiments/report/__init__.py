@@ -20,6 +20,7 @@ from experiments.search.study import STUDY
 
 MOST_ROWS = 20
 MOST_BEST = 5
+BASELINE = "the\nbaseline"
 
 
 def write_report(
@@ -40,6 +41,7 @@ def write_report(
         ConfigError: a folder has no results, or the margin is below 0.
         StorageError: a file cannot be read or written.
     """
+    _check_margin(margin)
     if found := _study(folders):
         drawn = searched.drawings(found)
         scenes = {name: drawing.draw() for name, drawing in drawn.items()}
@@ -130,27 +132,34 @@ def _study(folders: Sequence[Path]) -> searched.Found | None:
 
 
 def _load(folder: Path, margin: float = 0.0) -> xr.Dataset:
-    if not margin >= 0:
-        raise ConfigError(f"margin: must be at least 0, got {margin:g}.")
+    _check_margin(margin)
     data = load_dataset(folder)
     if margin and data.attrs["race"]:
         raise ConfigError(f"margin: {folder} is a race, which has its own.")
     return lanes.started(data.assign_attrs(margin=margin or data.attrs["margin"]))
 
 
+def _check_margin(margin: float) -> None:
+    if not margin >= 0:
+        raise ConfigError(f"margin: must be at least 0, got {margin:g}.")
+
+
 def _summary_table(run: xr.Dataset):
     label = lanes.loss_label(run, "").strip()
     if run.attrs["race"]:
-        against = "the best" if run.attrs["race"] == "best" else "its baseline"
-        heading = f"Each setting against {against}: {label}, lower is better"
-        return tested_table(tables.settled_table(run), heading)
+        table = tables.settled_table(run)
+        if run.attrs["race"] == "best":
+            heading = f"Each setting against the lowest on validation data: {label}"
+            return tested_table(table, heading, "the lowest\n(valid)")
+        heading = f"Each setting against its baseline: {label}, lower is better"
+        return tested_table(table, heading, BASELINE)
     if lanes.is_plane(run):
         return plane_grid(run)
     if by_method(run):
         heading = f"The best setting of each method: {label}, lower is better"
-        return tested_table(tables.methods_table(run), heading)
+        return tested_table(tables.methods_table(run), heading, BASELINE)
     heading = f"Lowest test loss: {label}, lower is better"
-    return tested_table(tables.settings_table(run, MOST_ROWS), heading)
+    return tested_table(tables.settings_table(run, MOST_ROWS), heading, BASELINE)
 
 
 def _encode(drawing: Drawing, panels: Sequence[Scene], kind: str) -> bytes:

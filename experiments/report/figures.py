@@ -107,7 +107,10 @@ def _comparisons(run: xr.Dataset) -> dict[str, Drawing]:
 
 
 def _race(run: xr.Dataset) -> dict[str, Drawing]:
-    if not run.attrs["race"]:
+    if (
+        not any(row.comparison for row in planned(run).values())
+        or not run.attrs["race"]
+    ):
         return {}
     to_the_end = run.attrs["race"] == "best"
     what = (

@@ -52,6 +52,7 @@ class Panel(NamedTuple):
         chosen: the x of the value chosen on validation data.
         size: width and height of the area with the lines.
         legend: whether the series are named below the title.
+        x_names: the names of 0, 1 and so on, if x is not a number.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Panel(NamedTuple):
     chosen: float | None = None
     size: tuple[float, float] = (360, 210)
     legend: bool = True
+    x_names: Sequence[str] = ()
 
 
 def draw_panel(panel: Panel, alt: str) -> Scene:
@@ -128,12 +130,11 @@ def draw_axes(panel: Panel, x: Scale, y: Scale) -> list[Any]:
         shapes.append(
             Label(x.start - 5, at + 4, f"{value:g}", 11, "end", colour="faint")
         )
-    for value in x.ticks(4 if narrow else 6):
+    ticks = [(value, f"{value:g}") for value in x.ticks(4 if narrow else 6)]
+    for value, name in list(enumerate(panel.x_names)) or ticks:
         at = x.place(value)
         shapes.append(Stroke(((at, y.start), (at, y.start + 4)), "faint", 1))
-        shapes.append(
-            Label(at, y.start + 17, f"{value:g}", 11, "middle", colour="faint")
-        )
+        shapes.append(Label(at, y.start + 17, name, 11, "middle", colour="faint"))
     shapes.append(Stroke(((x.start, y.start), (x.end, y.start)), "faint", 1))
     middle = (x.start + x.end) / 2
     shapes.append(Label(middle, y.start + 35, panel.x_label, 12, "middle"))

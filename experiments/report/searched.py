@@ -1,6 +1,7 @@
 """Searched: the texts, table and pictures of a study."""
 
 import itertools
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.axes import Sweep
+from experiments.axes import TRACED, Sweep
 from experiments.config import ConfigError
 from experiments.report.figures import Drawing
 from experiments.report.lanes import value_text
@@ -91,8 +92,9 @@ def advice(found: Found) -> str:
     """Returns how to measure it."""
     return (
         "To measure it on seeds that the search has not seen: `python -m experiments "
-        f"ablate {found.folder}/best.toml --seed {found.sweep.base.seed + 1} --seeds "
-        "16`."
+        f"ablate {shlex.quote(f'{found.folder}/best.toml')} --seed "
+        f"{found.sweep.base.seed + 1} --seeds 16 --out "
+        f"{shlex.quote(f'{found.folder}_best')}`."
     )
 
 
@@ -114,8 +116,9 @@ def best_table(found: Found, most: int) -> Table:
 def drawings(found: Found) -> dict[str, Drawing]:
     """Returns the pictures of a study by name."""
     dots = (
-        "Filled: trained to the end; hollow: stopped early. Loss: mean validation loss "
-        "over the seeds at the last epoch that was trained, lower is better."
+        "Filled: trained to the end; hollow: stopped early or diverged. Loss: mean "
+        "validation loss over the seeds at the last epoch that was trained, lower is "
+        "better."
     )
     return {
         "search": Drawing(
@@ -153,12 +156,12 @@ def _progress(found: Found) -> list[Scene]:
 def _slices(found: Found) -> list[Scene]:
     scenes = []
     for path, values in found.sweep.axes.items():
-        numeric = not isinstance(found.trials[0]["setting"][path], str | bool)
+        is_range = bool(TRACED.fullmatch(path))
         tried = [line["setting"][path] for line in found.trials]
-        at = tried if numeric else [values.index(value) for value in tried]
+        at = tried if is_range else [values.index(value) for value in tried]
         best = _short(found.best[0]["setting"][path])
         alt = f"Validation loss against {path}; the best trial has {best}."
-        names = () if numeric else [str(value) for value in values]
+        names = () if is_range else [_short(value) for value in values]
         log = bool(LOGARITHMIC.fullmatch(path)) and spans_decades([*values])
         size = (250.0, 180.0)
         scenes.append(_dots(found, path, path, at, size, alt, (), names, log))
@@ -179,19 +182,14 @@ def _dots(
     """Draws a dot per trial, over a line."""
     width, height = size
     losses = np.array([loss_of(line) for line in found.trials])
-    panel = Panel(title, x_label, "validation loss", [], losses, size=size)
+    panel = Panel(
+        title, x_label, "validation loss", [], losses, size=size, x_names=names
+    )
     y = fit_scale(losses, TOP + height, TOP, log=True)
     places = [float(value) for value in (range(len(names)) if names else at)]
     x = fit_scale(places, LEFT, LEFT + width, log_x)
     shapes: list[Any] = [Label(8, 17, title, 13, bold=True)]
     shapes += draw_axes(panel, x, y)
-    if names:
-        # Names stand in the place of numbers.
-        shapes = [s for s in shapes if not _is_number(s, y.start + 17)]
-        shapes += [
-            Label(x.place(n), y.start + 17, name, 11, "middle", colour="faint")
-            for n, name in enumerate(names)
-        ]
     steps = [
         (x.place(value), y.place(loss))
         for n, (value, _) in enumerate(line)
@@ -199,7 +197,9 @@ def _dots(
     ]
     if steps:
         shapes.append(Stroke(tuple(steps), "both", 2.2))
-    for place, loss, trial in zip(at, losses, found.trials, strict=True):
+    # The best is drawn over the others.
+    dots = list(zip(at, losses, found.trials, strict=True))
+    for place, loss, trial in sorted(dots, key=lambda dot: dot[2] is found.best[0]):
         if np.isfinite(loss):
             spot = x.place(float(place)), y.place(float(loss))
             shapes.append(Mark((_dot(*spot, trial, found),), _tip(trial)))
@@ -211,10 +211,6 @@ def _dot(x: float, y: float, trial: Result, found: Found) -> Dot:
     colour = "recurrent" if best else COLOURS[trial["status"]]
     marker, radius = ("diamond", 6.0) if best else ("circle", 3.5)
     return Dot(x, y, colour, marker, radius, trial["status"] != "finished")
-
-
-def _is_number(shape: Any, height: float) -> bool:
-    return isinstance(shape, Label) and shape.anchor == "middle" and shape.y == height
 
 
 def _tip(trial: Result) -> str:
@@ -231,7 +227,7 @@ def _losses(values: Sequence[float | None]) -> str:
 
 
 def _range(path: str, values: Sequence[Any]) -> str:
-    if all(isinstance(value, float) for value in values):
+    if TRACED.fullmatch(path):
         return f"`{path}` from {_short(min(values))} to {_short(max(values))}"
     return f"`{path}` {', '.join(map(str, values))}"
 

@@ -176,12 +176,14 @@ def _verdict_of_best(data: xr.Dataset, best: Setting) -> str:
     """Names the best setting, and counts those that are settled as higher."""
     tests = [row.comparison for row in planned(data).values()]
     higher = sum(1 for test in tests if test and test.higher)
-    left = len(tests) - higher
+    lost = sum(1 for test in tests if test is None)
+    left = len(tests) - higher - lost
     margin = data.attrs["margin"]
     same = sum(1 for test in tests if test and test.equivalent and not test.differs)
     trained = count_text(int((data["status"] != MISSING).sum()), "lane")
     rest = f"; {same} of the others equivalent within {margin:g}" if same else ""
     open_ = f"; {left - same} not settled" if left > same else ""
+    open_ += f"; {lost} diverged" if lost else ""
     return (
         f"The lowest on validation data: {lanes.describe(best)}. Settled as higher: "
         f"{higher} of {count_text(len(tests), 'other setting')}{rest}{open_}, with "

@@ -31,13 +31,13 @@ def plane_grid(data: xr.Dataset) -> rich_table.Table:
     return grid
 
 
-def tested_table(table: Table, title: str) -> rich_table.Table:
+def tested_table(table: Table, title: str, other: str) -> rich_table.Table:
     """Returns rows with the validation and test loss, and their difference or test."""
     tested = len(table.tested) > 1
     found = _empty(title, "bold: chosen on validation data")
     for heading in table.names:
         found.add_column(heading.replace(".", ".\n"), no_wrap=True)
-    for heading in ("test", "valid", "to the\nbaseline"):
+    for heading in ("test", "valid", f"to {other}"):
         found.add_column(heading, justify="right", no_wrap=True)
     if tested:
         found.add_column("p\n(corr.)", justify="right", no_wrap=True)

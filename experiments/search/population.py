@@ -18,7 +18,7 @@ from experiments.devices import HERE
 from experiments.kinds import Loaded
 from experiments.progress import Watch
 from experiments.search.space import Space
-from experiments.search.study import Result
+from experiments.search.study import Result, loss_of
 from experiments.statistics import count_text
 
 Setting = Mapping[str, Any]
@@ -80,7 +80,7 @@ class Population:
         """
         if structure not in self._programs:
             watcher.announce(structure, "compiling ...")
-            lanes = self.space.widest(setting) * self.size
+            lanes = self.space.inside(setting) * self.size
             program = Sequences().compile(lanes, self.loaded, HERE)
             if program.resident < len(lanes):
                 most = program.resident // len(self.space.sweep.seeds)
@@ -146,8 +146,9 @@ class _Group:
 
     def scores(self) -> dict[int, float]:
         """Returns the mean validation loss of each trial; infinite if it diverged."""
-        curves = {n: self._curve(found)[-1] for n, found in self._trials().items()}
-        return {n: np.inf if loss is None else loss for n, loss in curves.items()}
+        return {
+            n: loss_of(self._result(n, found)) for n, found in self._trials().items()
+        }
 
     def cut_to(self, kept: Sequence[int]) -> list[Result]:
         """Keeps some of the trials, and returns the results of the others."""

@@ -42,11 +42,13 @@ class Space(NamedTuple):
         """Reads the axes of a sweep.
 
         Raises:
-            ConfigError: there is nothing to search.
+            ConfigError: there is no range to search.
         """
-        if not sweep.axes:
+        if not any(TRACED.fullmatch(path) for path in sweep.axes):
             raise ConfigError(
-                f"{sweep.source}: must have an axis with several values to be searched."
+                f"{sweep.source}: must have a range to be searched: several values of "
+                "a rate, the learning rate or another number that may be traced. "
+                "`ablate` trains every combination of choices."
             )
         return cls(sweep, {p: _distribution(p, v) for p, v in sweep.axes.items()})
 
@@ -60,10 +62,14 @@ class Space(NamedTuple):
         values = itertools.product(*(self.sweep.axes[path] for path in self.choices))
         return [dict(zip(self.choices, each, strict=True)) for each in values]
 
-    def widest(self, structure: Mapping[str, Any]) -> list[Lane]:
-        """Returns the lanes at the upper end of each range, where all noise is on."""
-        highest = {p: max(v) for p, v in self.sweep.axes.items() if TRACED.fullmatch(p)}
-        return self.sweep.lanes_of({**structure, **highest})
+    def inside(self, structure: Mapping[str, Any]) -> list[Lane]:
+        """Returns the lanes in the middle of each range, where all noise is on."""
+        middle = {
+            path: (min(values) + max(values)) / 2
+            for path, values in self.sweep.axes.items()
+            if TRACED.fullmatch(path)
+        }
+        return self.sweep.lanes_of({**structure, **middle})
 
 
 def _distribution(path: str, values: tuple[Any, ...]) -> BaseDistribution:

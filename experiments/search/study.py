@@ -19,16 +19,18 @@ from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import Field, TypeAdapter, with_config
+from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import TypedDict
 
 from experiments import axes
 from experiments.axes import Sweep
 from experiments.config import ConfigError
 from experiments.runs.files import (
+    StorageError,
     parse,
     read_file,
     write_lines,
@@ -50,7 +52,7 @@ class Result(TypedDict):
     """One line of trials.jsonl: a trial that has ended.
 
     Attributes:
-        trial: its number in the study.
+        trial: its place in the study.
         setting: a value by path.
         status: "pruned" trials were stopped before the last epoch.
         epochs: epochs that each seed was trained.
@@ -98,7 +100,7 @@ class Study:
 
     Raises:
         ConfigError: the folder is another study, or no study.
-        StorageError: a file of it cannot be read or written.
+        StorageError: a file of it is damaged, or cannot be read or written.
     """
 
     def __init__(self, folder: Path, space: Space, rules: Rules):
@@ -114,6 +116,7 @@ class Study:
                 load_if_exists=True,
             )
             self._check_rules()
+            self._check_files()
 
     def __enter__(self) -> "Study":
         folder = self.folder / PROCESSES
@@ -127,11 +130,12 @@ class Study:
 
     def __exit__(self, *_) -> None:
         """Leaves the trials of this process that have not ended to the others."""
-        self._path.unlink(missing_ok=True)
-        self._file.close()
+        with self._alone():
+            self._path.unlink(missing_ok=True)
+            self._file.close()
 
-    def claim(self, most: int, lanes: float | int) -> list[Trial]:
-        """Returns trials for this process to train.
+    def claim(self, most: int, lanes: float | int) -> dict[int, Trial]:
+        """Returns trials for this process to train, by their places in the study.
 
         Args:
             most: at most so many.
@@ -140,45 +144,57 @@ class Study:
         with self._alone():
             results = read_results(self.folder)
             ended = {line["trial"] for line in results}
-            self._end_again(results)
-            elsewhere = self._claimed() - ended
+            claimed = self._claimed()
+            self._drop_halves(claimed)
+            known = self._trials()
+            self._end_again(known, results)
+            elsewhere = {n for n, t in enumerate(known) if t.number in claimed} - ended
             spent = self._lanes(results) + len(elsewhere) * self._each
             count = min(most, int((lanes - spent) / self._each + 1e-9))
-            known = self._study.get_trials(deepcopy=False)
-            left = [t for t in known if t.number not in ended | elsewhere]
-            taken = [self._take(trial) for trial in left[:count]]
-            trials = taken + [self._ask() for _ in range(count - len(taken))]
-            self._hold([trial.number for trial in trials])
+            left = [n for n in range(len(known)) if n not in ended | elsewhere]
+            trials = {n: self._take(known[n]) for n in left[:count]}
+            for place in range(len(known), len(known) + count - len(trials)):
+                trials[place] = self._ask(place)
+            self._hold([trial.number for trial in trials.values()])
             return trials
 
     def tell(self, trials: Mapping[int, Trial], results: Sequence[Result]) -> None:
-        """Stores the results of some trials, which are given by their numbers."""
+        """Stores the results of some trials, which are given by their places."""
         with self._alone():
-            lines = sorted([*read_results(self.folder), *results], key=_number)
+            lines = sorted([*read_results(self.folder), *results], key=_place)
             write_lines(self.folder / TRIALS, [{**line} for line in lines])
             for line in results:
                 self._end(trials[line["trial"]], line)
 
-    def _ask(self) -> Trial:
+    def _trials(self) -> list[FrozenTrial]:
+        """Returns the trials in their order, without those that were dropped."""
+        trials = self._study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.state != TrialState.FAIL]
+
+    def _ask(self, place: int) -> Trial:
         """Returns a new trial."""
-        number = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = self._sampler(number)
+        self._study.sampler = self._sampler(place)
         return self._study.ask(self.space.distributions)
 
     def _take(self, trial: FrozenTrial) -> Trial:
-        """Returns a trial whose process is gone, perhaps while it was suggested."""
-        self._study.sampler = self._sampler(trial.number)
-        taken = Trial(self._study, trial._trial_id)  # optuna has no public way
-        for path, found in self.space.distributions.items():
-            if isinstance(found, FloatDistribution):
-                taken.suggest_float(path, found.low, found.high, log=found.log)
-            elif isinstance(found, CategoricalDistribution):
-                taken.suggest_categorical(path, found.choices)
-        return taken
+        """Returns a trial whose process is gone."""
+        self._study.sampler = RandomSampler()  # it has all of its parameters
+        return Trial(self._study, trial._trial_id)  # optuna has no public way
 
-    def _sampler(self, number: int) -> BaseSampler:
+    def _drop_halves(self, claimed: set[int]) -> None:
+        """Drops a trial whose process was gone before all of it was suggested.
+
+        The parameters that it has would not be drawn again, and so the next ones would
+        be other numbers. Another trial takes its place.
+        """
+        for trial in self._trials():
+            whole = trial.params.keys() == self.space.distributions.keys()
+            if not whole and trial.number not in claimed:
+                self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def _sampler(self, place: int) -> BaseSampler:
         """Returns the sampler of a trial."""
-        words = np.random.SeedSequence((self.space.sweep.base.seed, number))
+        words = np.random.SeedSequence((self.space.sweep.base.seed, place))
         return make_sampler(self.rules.sampler, int(words.generate_state(1)[0]))
 
     def _end(self, trial: Trial, line: Result) -> None:
@@ -190,12 +206,13 @@ class Study:
         else:
             self._study.tell(trial, loss_of(line))
 
-    def _end_again(self, results: Sequence[Result]) -> None:
+    def _end_again(
+        self, known: Sequence[FrozenTrial], results: Sequence[Result]
+    ) -> None:
         """Tells the results of a process that died before it could."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        by_number = {line["trial"]: line for line in results}
-        for trial in running:
-            if line := by_number.get(trial.number):
+        for line in results:
+            trial = known[line["trial"]]
+            if trial.state == TrialState.RUNNING:
                 self._end(self._take(trial), line)
 
     def _lanes(self, results: Sequence[Result]) -> float:
@@ -230,22 +247,55 @@ class Study:
         self._file.flush()
 
     def _check_rules(self) -> None:
+        """Stores the rules, in one piece, or checks them."""
         now = self.rules._asdict()
-        before = self._study.user_attrs or now
+        before = self._study.user_attrs.get("rules")
+        if before is None:
+            self._study.set_user_attr("rules", now)
+            return
+        if before["data"] != now["data"]:
+            raise ConfigError(
+                f"{self.folder}: was searched on other data (hash {before['data']}, "
+                f"now {now['data']}); restore the data, or use another folder with "
+                "--out."
+            )
         for name, value in now.items():
             if before[name] != value:
                 raise ConfigError(
                     f"{self.folder}: is a study with {name} {before[name]}, not "
                     f"{value}; use another folder with --out."
                 )
-            self._study.set_user_attr(name, value)
+
+    def _check_files(self) -> None:
+        """Checks that both files have the same trials.
+
+        A result is written before optuna is told.
+        """
+        known, listed = self._trials(), [a["trial"] for a in read_results(self.folder)]
+        told = [n for n, trial in enumerate(known) if trial.state.is_finished()]
+        if [n for n in listed if n >= len(known)] or len(set(listed)) < len(listed):
+            lacking = STUDY
+        elif set(told) - set(listed):
+            lacking = TRIALS
+        else:
+            return
+        raise StorageError(
+            f"{self.folder / lacking}: lacks trials that the other file of the study "
+            "has; restore it, or use another folder with --out."
+        )
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Waits until no other process reads or writes."""
         with (self.folder / LOCK).open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            except (SQLAlchemyError, StorageInternalError) as error:
+                reason = " ".join(str(error.__cause__ or error).split())[:120]
+                raise StorageError(
+                    f"{self.folder / STUDY}: cannot be read or written: {reason}."
+                ) from None
 
 
 def make_sampler(name: SamplerName, seed: int) -> BaseSampler:
@@ -292,6 +342,8 @@ def spent_lanes(results: Sequence[Result], epochs: int) -> float:
 
 def loss_of(line: Result) -> float:
     """Returns the mean validation loss of a trial; infinite if a seed diverged."""
+    if line["status"] == "diverged":
+        return np.inf
     values = [np.inf if loss is None else loss for loss in line["valid"]]
     return float(np.mean(values))
 
@@ -302,7 +354,7 @@ def best_first(results: Sequence[Result]) -> list[Result]:
     return sorted(done, key=loss_of)
 
 
-def _number(line: Result) -> int:
+def _place(line: Result) -> int:
     return line["trial"]
 
 

@@ -93,7 +93,7 @@ def tune(
     kind = Sequences()
     loaded = kind.load(sweep.base)
     for structure in space.structures():
-        kind.check([lane.config for lane in space.widest(structure)], loaded)
+        kind.check([lane.config for lane in space.inside(structure)], loaded)
     loss = next(iter(loaded.units))
     rules = Rules(search.sampler, search.halving, loss, loaded.fingerprint)
     with Study(folder, space, rules) as study:
@@ -102,7 +102,7 @@ def tune(
         write_text(folder / BEST, best_config(sweep, results[0]))
         conclude(folder)
     else:
-        console.print("Stopped before the first trial ended: nothing to report.")
+        console.print("No trial was trained to the end: nothing to report.")
     if not done:
         console.print("Stopped. The same command resumes.")
     return done
@@ -125,12 +125,11 @@ def _search(study: Study, loaded: Loaded, search: Search) -> bool:
         while trials := study.claim(search.population, search.lanes):
             if watcher.stopped():
                 return False
-            by_number = {trial.number: trial for trial in trials}
-            settings = {n: trial.params for n, trial in by_number.items()}
+            settings = {n: trial.params for n, trial in trials.items()}
             results = population.train(settings, watcher)
             if results is None:
                 return False
-            study.tell(by_number, results)
+            study.tell(trials, results)
             console.print(_standing(study.folder))
     return True
 

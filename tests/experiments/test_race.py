@@ -316,6 +316,19 @@ def test_the_report_of_a_race(tmp_path):
     assert "8; fixed 2" in page
 
 
+@pytest.mark.parametrize("until", ["settled", "best"])
+def test_a_race_without_any_loss_has_a_report(tmp_path, until):
+    axes = {"dropout.rate": [0.0, 0.1]}
+    lines = make_lines(axes, 6, lambda setting, seed: math.nan)
+    folder = write_folder(tmp_path, axes, lines)
+    facts = json.loads((folder / "run.json").read_text())
+    race = SETTLED | {"until": until}
+    (folder / "run.json").write_text(json.dumps(facts | {"race": race}))
+    page = write_report([folder]).read_text()
+    assert "The race</h2>" not in page
+    assert "until it left the race" in page
+
+
 TINY = [
     *("--seeds", "9", "--model.units", "4", "--model.cell", "simple"),
     *("--train.epochs", "2", "--train.evaluate-every", "1", "--until", "settled"),

@@ -16,6 +16,7 @@ import pytest
 from experiments import axes
 from experiments.__main__ import main
 from experiments.config import ConfigError, Train
+from experiments.runs.files import StorageError
 from experiments.runs.records import read_records
 from experiments.search.population import rungs
 from experiments.search.space import Space
@@ -47,9 +48,9 @@ def study_in(folder, rules=RULES):
     return Study(folder, Space.of(sweep_of()), rules)
 
 
-def ended(trial, loss=0.5, epochs=4, status="finished"):
+def ended(place, trial, loss=0.5, epochs=4, status="finished"):
     return {
-        "trial": trial.number,
+        "trial": place,
         "setting": dict(trial.params),
         "status": status,
         "epochs": epochs,
@@ -67,9 +68,9 @@ def test_traced_fields_are_ranges_and_the_others_choices():
     assert (learning.low, learning.high, learning.log) == (1e-3, 1e-1, True)
     assert space.distributions["model.cell"].choices == ("simple", "gru")
     assert space.structures() == [{"model.cell": "simple"}, {"model.cell": "gru"}]
-    widest = space.widest({"model.cell": "gru"})
-    assert [lane.config.seeds for lane in widest] == [0, 1]
-    assert widest[0].traced == dict(zip(RANGES, (0.5, 0.1), strict=True))
+    inside = space.inside({"model.cell": "gru"})
+    assert [lane.config.seeds for lane in inside] == [0, 1]
+    assert inside[0].traced == dict(zip(RANGES, (0.25, 0.0505), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -92,35 +93,79 @@ def test_processes_share_a_study_and_take_over_from_dead_ones(tmp_path):
         with one:
             first = one.claim(3, lanes=40)
             second = other.claim(2, lanes=40)
-            assert [t.number for t in (*first, *second)] == [0, 1, 2, 3, 4]
-            one.tell({0: first[0]}, [ended(first[0])])
+            assert [*first, *second] == [0, 1, 2, 3, 4]
+            one.tell(first, [ended(0, first[0])])
         # `one` has gone without the results of two trials.
         third = other.claim(4, lanes=40)
-        assert [t.number for t in third] == [1, 2, 3, 4]
-        assert [t.params for t in third[:2]] == [t.params for t in first[1:]]
-        other.tell({t.number: t for t in third}, [ended(t) for t in third])
+        assert [*third] == [1, 2, 3, 4]
+        assert [third[n].params for n in (1, 2)] == [first[n].params for n in (1, 2)]
+        other.tell(third, [ended(*each) for each in third.items()])
         assert len(read_results(tmp_path)) == 5
 
 
 def test_a_result_that_was_written_but_not_told_is_told(tmp_path):
     study = study_in(tmp_path)
     with study:
-        (trial,) = study.claim(1, lanes=40)
-    (tmp_path / "trials.jsonl").write_text(json.dumps(ended(trial)) + "\n")
+        trials = study.claim(1, lanes=40)
+    line = json.dumps(ended(0, trials[0]))
+    (tmp_path / "trials.jsonl").write_text(line + "\n")
     again = study_in(tmp_path)
     with again:
-        assert [t.number for t in again.claim(1, lanes=40)] == [1]
+        assert [*again.claim(1, lanes=40)] == [1]
         assert again._study.get_trials()[0].value == 0.5
 
 
-def test_a_trial_that_was_half_suggested_is_completed(tmp_path):
-    study = study_in(tmp_path)
-    with study:
-        trial = study._study.ask()
-        assert trial.params == {}
-        (taken,) = study.claim(1, lanes=40)
-    assert taken.number == 0
-    assert taken.params.keys() == Space.of(sweep_of()).distributions.keys()
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
+def test_a_trial_that_was_half_suggested_is_suggested_again(tmp_path, sampler):
+    """The process dies after the first, or the second, parameter is stored."""
+    raw = SPACE | {"model": {"units": 4, "cell": "simple"}}
+    space = Space.of(sweep_of(raw))
+
+    def suggested(folder, dies_after):
+        study = Study(folder, space, RULES._replace(sampler=sampler))
+        with study:
+            trials = study.claim(3, lanes=40)
+            lines = [ended(n, t, t.params[RANGES[0]]) for n, t in trials.items()]
+            study.tell(trials, lines)
+            study._study.sampler = study._sampler(3)
+            trial = study._study.ask()
+            for path in RANGES[:dies_after]:
+                found = space.distributions[path]
+                trial.suggest_float(path, found.low, found.high, log=found.log)
+        with Study(folder, space, study.rules) as other:
+            trials = other.claim(2, lanes=40)
+            assert [*trials] == [3, 4]
+            return [trial.params for trial in trials.values()]
+
+    found = [suggested(tmp_path / f"{n}", n) for n in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0][0] != found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "lacking"),
+    [
+        (lambda folder: (folder / "study.sqlite3").unlink(), "study.sqlite3: lacks"),
+        (lambda folder: (folder / "trials.jsonl").unlink(), "trials.jsonl: lacks"),
+        (
+            lambda folder: (folder / "study.sqlite3").write_text("garbage" * 999),
+            r"study.sqlite3: cannot be read or written: .*not a database",
+        ),
+    ],
+)
+def test_a_study_that_lost_a_file_says_which(tmp_path, spoil, lacking):
+    with study_in(tmp_path) as study:
+        trials = study.claim(2, lanes=40)
+        study.tell(trials, [ended(*each) for each in trials.items()])
+    spoil(tmp_path)
+    with pytest.raises(StorageError, match=lacking):
+        study_in(tmp_path)
+
+
+def test_other_data_are_named(tmp_path):
+    study_in(tmp_path)
+    with pytest.raises(ConfigError, match="was searched on other data"):
+        study_in(tmp_path, RULES._replace(data="4567"))
 
 
 def test_lanes_are_the_limit_of_all_processes_and_pruned_ones_count_in_part(tmp_path):
@@ -128,9 +173,9 @@ def test_lanes_are_the_limit_of_all_processes_and_pruned_ones_count_in_part(tmp_
     with one, other:
         first = one.claim(4, lanes=9.5)
         assert [len(first), len(other.claim(4, lanes=9.5))] == [4, 0]
-        lines = [ended(t, epochs=1, status="pruned") for t in first[:2]]
-        lines += [ended(t) for t in first[2:]]
-        one.tell({t.number: t for t in first}, lines)
+        lines = [ended(n, first[n], epochs=1, status="pruned") for n in (0, 1)]
+        lines += [ended(n, first[n]) for n in (2, 3)]
+        one.tell(first, lines)
         assert spent_lanes(lines, 4) == 1 + 4
         assert len(other.claim(4, lanes=9.5)) == 2
 
@@ -142,9 +187,9 @@ def test_a_suggestion_depends_on_the_trials_before_it_alone(tmp_path):
         for size in sizes:
             with study:
                 trials = study.claim(size, lanes=100)
-                lines = [ended(t, loss=t.params[RANGES[0]]) for t in trials]
-                study.tell({t.number: t for t in trials}, lines)
-                found += [t.params for t in trials]
+                lines = [ended(n, t, t.params[RANGES[0]]) for n, t in trials.items()]
+                study.tell(trials, lines)
+                found += [t.params for t in trials.values()]
         return found
 
     one = suggested(tmp_path / "one", [11, 1])
@@ -158,8 +203,10 @@ def test_the_sampler_learns(tmp_path):
     with study:
         for _ in range(8):
             trials = study.claim(3, lanes=1000)
-            lines = [ended(t, loss=(t.params[RANGES[0]] - 0.3) ** 2) for t in trials]
-            study.tell({t.number: t for t in trials}, lines)
+            lines = [
+                ended(n, t, (t.params[RANGES[0]] - 0.3) ** 2) for n, t in trials.items()
+            ]
+            study.tell(trials, lines)
     losses = [loss_of(line) for line in read_results(tmp_path)]
     assert np.mean(losses[12:]) < 0.5 * np.mean(losses[:12])
 
@@ -168,8 +215,8 @@ def test_diverged_trials_are_never_the_best(tmp_path):
     study = study_in(tmp_path)
     with study:
         trials = study.claim(2, lanes=40)
-        lost = ended(trials[0], status="diverged") | {"valid": [None, 0.1]}
-        study.tell({t.number: t for t in trials}, [lost, ended(trials[1])])
+        lost = ended(0, trials[0], status="diverged", loss=0.1)
+        study.tell(trials, [lost, ended(1, trials[1])])
         study.claim(2, lanes=40)
     assert loss_of(lost) == np.inf
     assert [line["trial"] for line in best_first(read_results(tmp_path))] == [1]
@@ -245,7 +292,7 @@ def test_the_report_shows_the_search(searched, capsys):
         ),
         (
             ["--dropout.inputs.rate", "0.1", "--dropout.recurrent.rate", "0.1"],
-            "must have an axis with several values to be searched",
+            "must have a range to be searched",
         ),
     ],
 )
@@ -289,3 +336,32 @@ def test_a_killed_search_ends_as_if_it_had_not_been(pytestconfig, tmp_path):
     assert (killed / "trials.jsonl").read_bytes() == (
         whole / "trials.jsonl"
     ).read_bytes()
+
+
+def test_a_range_that_ends_where_its_field_has_no_effect_is_searched():
+    """Masks that drift with probability 1 have no drift in the compiled program."""
+    site = {"rate": 0.2, "per": "step", "drift": [0.1, 1.0]}
+    space = Space.of(sweep_of({"seeds": 1, "dropout": {"inputs": site}}))
+    assert space.inside({})[0].config.dropout.inputs.drift == 0.55
+
+
+def test_the_config_may_come_after_the_options(pytestconfig, capsys, tmp_path):
+    config = str(pytestconfig.rootpath / "configs/vowels_plane.toml")
+    assert main(["tune", "--out", str(tmp_path), config, "--halving", "1"]) == 2
+    assert "halving: must be 0, or at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "right"),
+    [
+        ("tune", "ptb_zaremba_small", "train"),
+        ("ablate", "ptb_zaremba_small", "train"),
+        ("train", "vowels_plane", "ablate"),
+    ],
+)
+def test_a_config_of_another_command_is_told(
+    pytestconfig, capsys, command, name, right
+):
+    config = str(pytestconfig.rootpath / f"configs/{name}.toml")
+    assert main([command, config]) == 2
+    assert f"is a config for `{right}`" in capsys.readouterr().err
