@@ -249,6 +249,10 @@ def test_noise_is_built_from_every_lane(data):
             'dropout.inputs.rate: must be below 1 for kind = "gaussian", got 1.',
         ),
         (
+            {"kind": "concrete", "learn": True, "rate": 0.0},
+            "dropout.inputs.rate: must lie inside (0, 1) if it is learned, got 0.",
+        ),
+        (
             {"kind": "concrete", "learn": True, "rate": [0.5, 1.0]},
             "dropout.inputs.rate: must lie inside (0, 1) if it is learned, got 1.",
         ),
