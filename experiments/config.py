@@ -66,15 +66,21 @@ class Task:
 
     name: str = "japanese_vowels"
     """The shipped japanese_vowels; classify, regress, label, characters or piano_roll,
-    which read `data`; selective_copy, which is made; or the path of a .py file with
-    your own task."""
+    which read `data`; forecast, which reads `data` or a shipped series; selective_copy,
+    which is made; or the path of a .py file with your own task."""
     data: str = ""
     """Your file: .npz or .csv, text for characters, or .mat for piano_roll."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the sequences held out for testing, if the file has no split."""
+    """Share of the sequences held out for testing, if the file has no split; forecast
+    holds out the same share for validation."""
     window: Count = 100
     """Characters per sequence, for the task characters; steps before the cues, for
-    selective_copy."""
+    selective_copy; steps that are read, for forecast."""
+    horizon: Count = 1
+    """Steps from the end of a window to the value that forecast predicts."""
+    head: Literal["gaussian", "quantiles"] = "gaussian"
+    """The distribution that forecast predicts: a mean and a log variance, or seven
+    quantiles."""
 
 
 CellName: TypeAlias = Literal[

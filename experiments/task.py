@@ -4,6 +4,11 @@
     inputs(batch) -> [B, T, D]         the input of the network
     score(outputs, batch) -> Score     metrics of each sequence, the loss first
 
+A task that predicts normal distributions may have a fourth function, with which
+`evaluate` averages passes and networks:
+
+    normal(outputs, batch) -> Normal   the distributions; None if they are others
+
 `load` is plain NumPy and runs once; JAX traces the other two. Splits, training, sweep
 and report are the same for all tasks. `experiments.tasks.load_task` checks the data and
 the functions before anything is compiled.
@@ -95,6 +100,22 @@ class Score(NamedTuple):
 
     values: dict[str, Float[Arrays, "B"]]
     weight: Float[Arrays, "B"]
+
+
+class Normal(NamedTuple):
+    """Normal distributions that a network predicts, and the observed numbers.
+
+    Attributes:
+        mean: of each distribution, [B].
+        log_variance: of each distribution, [B].
+        observed: the numbers, [B], at the same scale.
+        scale: units of the file per unit of this scale, [B].
+    """
+
+    mean: Float[Arrays, "B"]
+    log_variance: Float[Arrays, "B"]
+    observed: Float[Arrays, "B"]
+    scale: Float[Arrays, "B"]
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ BUILTIN = (
     "characters",
     "piano_roll",
     "selective_copy",
+    "forecast",
 )
 FUNCTIONS = {
     "load": "load(options)",

@@ -68,9 +68,9 @@ def read(file: BinaryIO, data: str, kind: Kind) -> dict[str, Part]:
     Raises:
         ConfigError: the table has another form, or a wrong value.
     """
-    rows = _rows(file, data)
+    rows = read_rows(file, data)
     _, header = next(rows, (0, []))
-    columns = _columns(data, _header(data, header), kind)
+    columns = _columns(data, read_header(data, header), kind)
     sequences: dict[str, SequenceRows] = {}
     for line, cells in rows:
         _add(sequences, columns, cells, f"{data}:{line}", kind)
@@ -82,7 +82,7 @@ def read(file: BinaryIO, data: str, kind: Kind) -> dict[str, Part]:
     return _split(data, sequences, whole)
 
 
-def _rows(file: BinaryIO, data: str) -> Iterator[tuple[int, list[str]]]:
+def read_rows(file: BinaryIO, data: str) -> Iterator[tuple[int, list[str]]]:
     """Yields the number of each row's line, and its cells; empty rows are skipped."""
     reader = csv.reader(_decoded(file, data))
     try:
@@ -108,8 +108,12 @@ def _decoded(file: BinaryIO, data: str) -> Iterator[str]:
         yield text
 
 
-def _header(data: str, cells: list[str]) -> list[str]:
-    """Returns the names of the columns, of which some span several lines."""
+def read_header(data: str, cells: list[str]) -> list[str]:
+    """Returns the names of the columns, of which some span several lines.
+
+    Raises:
+        ConfigError: the file is empty, has one column, or repeats a name.
+    """
     if not cells:
         raise ConfigError(f"{data}: must have a header, got an empty file.")
     if len(cells) == 1:
@@ -117,15 +121,16 @@ def _header(data: str, cells: list[str]) -> list[str]:
             f"{data}: must have commas between the columns of its header, got "
             f"{cells[0]!r}."
         )
-    return [re.sub(r"[ \r\n]+", " ", name) for name in cells]
-
-
-def _columns(data: str, header: list[str], kind: Kind) -> Columns:
+    header = [re.sub(r"[ \r\n]+", " ", name) for name in cells]
     for place, name in enumerate(header):
         if not name or name in header[:place]:
             raise ConfigError(
                 f"{data}: column {place + 1} must have a name of its own, got {name!r}."
             )
+    return header
+
+
+def _columns(data: str, header: list[str], kind: Kind) -> Columns:
     places = {name: place for place, name in enumerate(header)}
     targets = [name for name in header if name.split("_")[0] == "target"]
     features = [n for n in header if n not in {"sequence", "split", *targets}]
@@ -183,7 +188,10 @@ def _add(sequences, columns, cells, place, kind) -> None:
                 f"got {value!r} after {sequence.fixed[column]!r}."
             )
     sequence.features.append(
-        [_number(cells[at], column, place) for column, at in columns.features.items()]
+        [
+            read_number(cells[at], column, place)
+            for column, at in columns.features.items()
+        ]
     )
     sequence.labels.extend(targets.values() if kind == "label" else ())
 
@@ -198,13 +206,14 @@ def _split_name(cell, place) -> str:
 
 def _target(cell, column, place, kind) -> str | float:
     if kind == "regress":
-        return _number(cell, column, place)
+        return read_number(cell, column, place)
     if not cell:
         raise ConfigError(f"{place}: {column} must name a class, got an empty cell.")
     return cell
 
 
-def _number(cell: str, column: str, place: str) -> float:
+def read_number(cell: str, column: str, place: str) -> float:
+    """Returns the number in a cell; raises a ConfigError if it is not finite."""
     number = float(cell) if NUMBER.fullmatch(cell) else np.nan
     if not abs(number) <= LARGEST:
         raise ConfigError(
