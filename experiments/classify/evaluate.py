@@ -1,9 +1,10 @@
 """Evaluation of trained networks of sequences on a split of their data.
 
 A network is evaluated without noise, by Monte Carlo dropout, as an ensemble with the
-networks of the other seeds, or both: the arithmetic mean of the distributions over
-classes of all passes of all networks [1]. Two settings are compared by their losses at
-each seed on each sequence.
+networks of the other seeds, or both: the arithmetic mean of the distributions of all
+passes of all networks [1]. They are distributions over classes, or normal distributions
+of a task with the function `normal`. Two settings are compared by
+their losses at each seed on each sequence.
 
 References:
     [1] Lakshminarayanan, Pritzel, Blundell. Simple and scalable predictive uncertainty
@@ -11,7 +12,8 @@ References:
         unchecked.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.classify.forecasts import mixture_scores
 from experiments.classify.model import dropout_of
 from experiments.classify.run import Sequences
 from experiments.classify.splits import split
@@ -40,8 +43,9 @@ from experiments.runs.evaluations import (
 )
 from experiments.runs.records import read_records
 from experiments.statistics import crossed_interval, t_interval
-from experiments.task import Batch, Data
+from experiments.task import Batch, Data, Normal
 from rdrop import montecarlo
+from rdrop.keys import StreamKeys
 
 Part = Literal["valid", "test"]
 
@@ -52,6 +56,23 @@ class Member(NamedTuple):
     training: Training
     params: Any
     dropout: Any
+
+    def outputs(self, batch: Batch, key: Any) -> Any:
+        """Returns the outputs for a batch; without a key, in expectation."""
+        return self.training.outputs(self.params, self.dropout, batch, key)
+
+
+class Passes(NamedTuple):
+    """Monte Carlo passes of a network; none if the count is 0."""
+
+    count: int
+    seed: int
+    chunk: int
+
+    @property
+    def keys(self) -> StreamKeys:
+        """The keys of the passes, the same for each network."""
+        return montecarlo.pass_keys(jax.random.key(self.seed), self.count)
 
 
 def evaluate_sequences(
@@ -78,11 +99,13 @@ def evaluate_sequences(
 
     Returns:
         The mean of each score: without noise, and for each number of passes; of the
-        lane, and then of the ensemble.
+        lane, and then of the ensemble. Normal distributions have the scores of
+        `forecasts.mixture_scores`, with conformal intervals on the test split if the
+        task has a validation split.
 
     Raises:
         ConfigError: the run kept no such lane; or a mean over networks or passes is
-            asked for, and the task does not have classes.
+            asked for, and the task has neither classes nor normal distributions.
         StorageError: the data have changed since the training, or a file is damaged.
     """
     for name, value in {"chunk": chunk, "passes": min(passes, default=1)}.items():
@@ -98,20 +121,26 @@ def evaluate_sequences(
         others = other_seeds(folder, line)
         lanes += [open_lane(folder, other, Sequences()) for other in others]
     task, data = lanes[0].loaded.data
-    if passes or ensemble:
+    predicts_normal = _predicts_normal(task, data)
+    if (passes or ensemble) and not predicts_normal:
         _check_classes(data)
     data = data.with_splits(jax.tree.map(jnp.asarray, data.splits))
     batch = data.test if part == "test" else _validation(data, lanes[0].config)
     members = [_member(lane, task, data) for lane in lanes]
+    if predicts_normal:
+        held_out = data.valid if part == "test" else None
+        judge = partial(_judge_normal, batch=batch, held_out=held_out)
+    else:
+        judge = partial(_judge_classes, batch=batch)
     found: list[Evaluation] = []
-    found.append({"passes": 0, "networks": 1} | _alone(members[0], batch, data))
-    for count in (0, *passes) if ensemble else passes:
-        predictions = [_predict(m, batch, count, seed, chunk) for m in members]
-        if count:
-            scores = _judge(task, predictions[:1], batch)
+    if not predicts_normal:
+        found.append({"passes": 0, "networks": 1} | _alone(members[0], batch, data))
+    for count in (0, *passes):
+        if count or predicts_normal:
+            scores = judge(members[:1], Passes(count, seed, chunk))
             found.append({"passes": count, "networks": 1} | scores)
         if ensemble:
-            scores = _judge(task, predictions, batch)
+            scores = judge(members, Passes(count, seed, chunk))
             found.append({"passes": count, "networks": len(members)} | scores)
     found = [{"lane": line, "split": part} | row for row in found]
     add_evaluations(folder, found)
@@ -228,32 +257,74 @@ def _alone(member: Member, batch: Batch, data: Data) -> dict[str, float]:
     return {name: float(scores[name]) for name in data.units}
 
 
-def _predict(
-    member: Member, batch: Batch, passes: int, seed: int, chunk: int
-) -> np.ndarray:
-    """Returns log-probabilities [N, ..., C]; without passes, in expectation."""
-    training, params, dropout = member
-    keys = montecarlo.pass_keys(jax.random.key(seed), max(passes, 1))
+def _judge_classes(
+    members: Sequence[Member], passes: Passes, batch: Batch
+) -> dict[str, float]:
+    """The scores of the mean of distributions over classes."""
 
-    @jax.jit
-    def of_part(some):
+    def of_part(member, some):
         def one(key):
-            outputs = training.outputs(params, dropout, some, key)
-            return jax.nn.log_softmax(outputs)
+            return jax.nn.log_softmax(member.outputs(some, key))
 
-        if not passes:
+        if not passes.count:
             return one(None)
-        return montecarlo.predict(one, keys, chunk=chunk).log_probs
+        return montecarlo.predict(one, passes.keys, chunk=passes.chunk).log_probs
 
-    return np.concatenate([of_part(some) for some in _parts(batch)])
-
-
-def _judge(task, predictions: Sequence[np.ndarray], batch: Batch) -> dict[str, float]:
-    """The scores of the mean of distributions."""
-    stacked = jnp.stack([jnp.asarray(p) for p in predictions])
+    task = members[0].training.task
+    predictions = _of_each(of_part, members, batch)
+    stacked = jnp.stack([jnp.concatenate(parts) for parts in predictions])
     mean = montecarlo.predict(lambda p: p, stacked).log_probs
     score = task.score(mean, batch)
     return dict(zip(score.values, map(float, means_of(score)), strict=True))
+
+
+def _judge_normal(
+    members: Sequence[Member], passes: Passes, batch: Batch, held_out: Batch | None
+) -> dict[str, float]:
+    """The scores of mixtures of the normal distributions of passes and networks."""
+
+    def of_part(member, some):
+        def one(key):
+            return member.training.task.normal(member.outputs(some, key), some)
+
+        if not passes.count:
+            return jax.tree.map(lambda leaf: leaf[None], one(None))
+        return jax.lax.map(one, passes.keys, batch_size=passes.chunk)
+
+    def mixture(split) -> Normal:
+        networks = [
+            jax.tree.map(lambda *ps: jnp.concatenate(ps, axis=1), *parts)
+            for parts in _of_each(of_part, members, split)
+        ]
+        return jax.tree.map(lambda *ns: jnp.concatenate(ns), *networks)
+
+    return mixture_scores(mixture(batch), held_out and mixture(held_out))
+
+
+def _of_each(
+    function: Callable[[Member, Batch], Any], members: Sequence[Member], batch: Batch
+) -> list[list[Any]]:
+    """Returns results per network, for parts of a batch that fit into memory.
+
+    All networks are of one setting, so that one compiled program serves them.
+    """
+    training = members[0].training
+
+    @jax.jit
+    def of_part(params, dropout, some):
+        return function(Member(training, params, dropout), some)
+
+    parts = _parts(batch)
+    return [[of_part(m.params, m.dropout, some) for some in parts] for m in members]
+
+
+def _predicts_normal(task, data: Data) -> bool:
+    """Whether the task's distributions are normal ones."""
+    if not hasattr(task, "normal"):
+        return False
+    one = jax.tree.map(lambda leaf: leaf[:1], data.test)
+    shape = (1, data.outputs) if data.readout == "last" else (1, 1, data.outputs)
+    return task.normal(jnp.zeros(shape), one) is not None
 
 
 def _check_classes(data: Data) -> None:
@@ -262,8 +333,8 @@ def _check_classes(data: Data) -> None:
     targets = np.asarray(data.test.targets)
     if targets.dtype.kind not in "iu" or targets.ndim != rank or data.outputs < 2:
         raise ConfigError(
-            "passes, ensemble: average distributions over classes; the targets of this "
-            "task are not classes."
+            "passes, ensemble: average distributions over classes, or normal ones; the "
+            "targets of this task are not classes."
         )
 
 

@@ -31,7 +31,7 @@ from experiments.config import ConfigError
 from experiments.config import Task as Options
 from experiments.task import Arrays, Batch, Data, Normal, Score
 from experiments.tasks.files import table
-from experiments.tasks.finite import LARGEST, first_bad
+from experiments.tasks.finite import first_bad
 from rdrop import regression
 
 SHIPPED = Path(__file__).parents[1] / "data/seattle_weather.csv"
@@ -93,7 +93,7 @@ def inputs(batch: Batch) -> Float[Array, "B T D"]:
 
 def score(outputs: Float[Arrays, "B O"], batch: Batch) -> Score:
     """Judges two outputs as a normal distribution, and several as quantiles."""
-    observed, sd = batch.targets[:, 0], batch.targets[:, 1]
+    observed, sd = _observed(outputs, batch)
     predicted = normal(outputs, batch)
     if predicted is None:
         values = _pinball(outputs, observed)
@@ -112,8 +112,13 @@ def normal(outputs: Float[Arrays, "B O"], batch: Batch) -> Normal | None:
     """Returns the predicted distributions; None for a head of quantiles."""
     if outputs.shape[-1] != 2:
         return None
-    observed, scale = batch.targets[:, 0], batch.targets[:, 1]
-    return Normal(outputs[:, 0], outputs[:, 1], observed, scale)
+    return Normal(outputs[:, 0], outputs[:, 1], *_observed(outputs, batch))
+
+
+def _observed(outputs, batch: Batch) -> tuple[Any, Any]:
+    """Returns the standardised values and the standard deviations."""
+    targets = jnp.asarray(batch.targets).astype(outputs.dtype)
+    return targets[:, 0], targets[:, 1]
 
 
 def _pinball(outputs, observed) -> dict[str, Any]:
@@ -166,7 +171,8 @@ def _read_csv(path: Path, data: str) -> Float[np.ndarray, "T D"]:
                 f"{data}: must have one column target, got {', '.join(header)}."
             )
         names = ["target", *(n for n in header if n not in ("target", "time"))]
-        return np.array([_step(*row, header, names, data) for row in rows])
+        steps = [_step(*row, header, names, data) for row in rows]
+    return np.array(steps).reshape(-1, len(names))
 
 
 def _step(line, cells, header, names, data) -> list[float]:

@@ -150,5 +150,5 @@ def test_numbers_have_no_mean_distribution(pytestconfig, tmp_path):
     options = ["--task.data", str(table), "--train.batch", "20"]
     ablate(pytestconfig.rootpath, out, *options, config="regress")
     assert len(evaluate_sequences(out)) == 1
-    with pytest.raises(ConfigError, match="targets of this task are not classes"):
+    with pytest.raises(ConfigError, match="the targets of this task are not classes"):
         evaluate_sequences(out, passes=(2,))

@@ -104,7 +104,10 @@ WRONG = [
     ("seeds = []", "seeds: must have at least one value, got []."),
     ("seeds = [-1, 2]", "seeds: must be greater than or equal to 0, got -1."),
     ("seed = -1", "seed: must be greater than or equal to 0, got -1."),
-    ('task = "imdb"', "task: must be a table (name, data, test, window)."),
+    (
+        'task = "imdb"',
+        "task: must be a table (name, data, test, window, horizon, head).",
+    ),
     ("[task]\ntest = 1.5", "task.test: must be less than 1, got 1.5."),
     (
         '[task]\ndata = ["a", "b"]',

@@ -439,7 +439,7 @@ def test_the_example_of_an_own_task(pytestconfig):
     assert list(score.values) == list(data.units)
 
 
-MADE_OR_SHIPPED = {"japanese_vowels", "selective_copy"}
+MADE_OR_SHIPPED = {"japanese_vowels", "selective_copy", "forecast"}
 
 
 @pytest.mark.parametrize("name", sorted({*tasks.BUILTIN} - MADE_OR_SHIPPED))
@@ -487,7 +487,8 @@ def test_an_unknown_task_is_told_the_known_ones():
         tasks.find("imdb")
     assert str(error.value) == (
         "task.name: must be one of japanese_vowels, classify, regress, label, "
-        "characters, piano_roll, selective_copy, or the path of a .py file, got 'imdb'."
+        "characters, piano_roll, selective_copy, forecast, or the path of a "
+        ".py file, got 'imdb'."
     )
 
 

@@ -352,7 +352,7 @@ def test_builtin_tasks_keep_the_contract(tmp_path, name):
         pieces[0, :] = [np.zeros((5, 88)), np.ones((3, 88))]
         splits = ("traindata", "validdata", "testdata")
         scipy.io.savemat(path, dict.fromkeys(splits, pieces))
-    path = "" if name == "selective_copy" else str(path)
+    path = "" if name in ("selective_copy", "forecast") else str(path)
     task, data = tasks.load_task(Options(name, path, test=0.4, window=10))
     assert task is tasks.find(name)
     assert isinstance(data, Data)
