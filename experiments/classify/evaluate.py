@@ -63,16 +63,16 @@ class Member(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """Monte Carlo passes of a network; none if the count is 0."""
+    """Monte Carlo passes of a network; none if the number is 0."""
 
-    count: int
+    number: int
     seed: int
     chunk: int
 
     @property
     def keys(self) -> StreamKeys:
         """The keys of the passes, the same for each network."""
-        return montecarlo.pass_keys(jax.random.key(self.seed), self.count)
+        return montecarlo.pass_keys(jax.random.key(self.seed), self.number)
 
 
 def evaluate_sequences(
@@ -266,7 +266,7 @@ def _judge_classes(
         def one(key):
             return jax.nn.log_softmax(member.outputs(some, key))
 
-        if not passes.count:
+        if not passes.number:
             return one(None)
         return montecarlo.predict(one, passes.keys, chunk=passes.chunk).log_probs
 
@@ -287,7 +287,7 @@ def _judge_normal(
         def one(key):
             return member.training.task.normal(member.outputs(some, key), some)
 
-        if not passes.count:
+        if not passes.number:
             return jax.tree.map(lambda leaf: leaf[None], one(None))
         return jax.lax.map(one, passes.keys, batch_size=passes.chunk)
 
