@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import rdrop
 from experiments.classify.forecasts import mixture_scores
 from experiments.classify.model import dropout_of
 from experiments.classify.run import Sequences
@@ -45,7 +46,6 @@ from experiments.runs.records import read_records
 from experiments.statistics import crossed_interval, t_interval
 from experiments.task import Batch, Data, Normal
 from rdrop import montecarlo
-from rdrop.keys import StreamKeys
 
 Part = Literal["valid", "test"]
 
@@ -70,7 +70,7 @@ class Passes(NamedTuple):
     chunk: int
 
     @property
-    def keys(self) -> StreamKeys:
+    def keys(self) -> rdrop.StreamKeys:
         """The keys of the passes, the same for each network."""
         return montecarlo.pass_keys(jax.random.key(self.seed), self.number)
 
