@@ -400,7 +400,7 @@ def _sweep(path: Path, config: Any, options: Any, kind: Any) -> axes.Sweep:
 
 
 def _defaults(command: str, arguments: Sequence[str], kind: Any) -> Any:
-    """Returns the options of a command, whose defaults are those of its config.
+    """Returns the options of a command, with the defaults of its config.
 
     Raises:
         ConfigError: the config cannot be used, or is for another command.

@@ -85,7 +85,7 @@ class Sweep(NamedTuple):
         ]
 
     def lanes_of(self, setting: Mapping[str, Any]) -> list[Lane]:
-        """Returns each seed of a setting, whose values need not be those of the axes.
+        """Returns each seed of a setting, whose values may lie between the axes'.
 
         Raises:
             ConfigError: the values do not go together.

@@ -77,7 +77,7 @@ class SequencesProgram:
     def of(self, lanes: Sequence[Lane]) -> "SequencesProgram":
         """Returns the same compiled program for other lanes.
 
-        The sites that have noise are those of the lane that was compiled first.
+        The same sites have noise as in the lane that was compiled first.
         """
         first = self.lanes[0].config
         made = make_lanes([first, *(lane.config for lane in lanes)], self.data)

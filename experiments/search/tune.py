@@ -71,7 +71,7 @@ def tune(
     """Searches the axes of a sweep for the setting with the lowest validation loss.
 
     Several processes may search in one folder. Ctrl-C and SIGTERM stop a process at the
-    next evaluation; its trials, and those of a process that died, are trained again by
+    next evaluation; its trials, and the trials of a dead process, are trained again by
     the next one.
 
     Args:
