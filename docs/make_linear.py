@@ -29,6 +29,7 @@ from experiments import runs
 from experiments.classify.methods import AT_SITES, LIFETIMES
 from experiments.report import lanes
 from experiments.report.lanes import METHOD
+from experiments.runs.records import FINAL
 from experiments.statistics import MINUS, Comparison, compare, count_text
 
 RESULT = Path(__file__).parents[1] / "configs/results/linear_sites.json"
@@ -184,6 +185,8 @@ def _collect(folders: Sequence[Path]) -> dict[str, Any]:
     for data in found:
         fixed = tomllib.loads(data.attrs["config"])
         for setting in lanes.settings(data):
+            if not np.isin(lanes.history(data, setting, "status"), FINAL).all():
+                continue  # another run has it
             cell = setting.get(CELL, fixed["model"]["cell"])
             method = setting.get(METHOD, fixed["dropout"]["method"])
             rate = setting.get(RATE, fixed["dropout"]["rate"])
@@ -202,7 +205,7 @@ def _collect(folders: Sequence[Path]) -> dict[str, Any]:
     seconds = sum(p["compile_seconds"] + p["train_seconds"] for p in programs)
     return {
         "unit": lanes.loss_unit(found[0]),
-        "lanes": sum(int(data["status"].size) for data in found),
+        "lanes": sum(int(np.isin(data["status"], FINAL).sum()) for data in found),
         "seconds": round(seconds),
         "versions": found[0].attrs["versions"],
         "rates": sorted({row["rate"] for row in rows}),
