@@ -16,7 +16,9 @@ With recompute, and if no derivative is taken, the loop runs block by block: it 
 the inputs, and computes the residuals again, for a few steps at a time.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -63,11 +65,18 @@ def fused(
     """
     if order.time(sequences.xs) == 0:
         return plain(cell, weights, carry, sequences, order)
-    loop = _Fused(cell, order, recompute)
+    loop = Fused(cell, order, recompute)
     function = jax.custom_vjp(loop.run)
     function.defvjp(loop.forward, loop.backward)
-    try:
+    with reverse_mode_only():
         return function(weights, carry, sequences)
+
+
+@contextlib.contextmanager
+def reverse_mode_only() -> Iterator[None]:
+    """Says which loop has derivatives in forward mode, if JAX needs one here."""
+    try:
+        yield
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
@@ -78,7 +87,7 @@ def fused(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Fused:
+class Fused:
     """The loop over blocks, forwards and backwards; attributes as in `fused`."""
 
     cell: Recurrence

@@ -25,11 +25,12 @@ from rdrop.lengths import valid_steps
 from rdrop.loops.affine import affine
 from rdrop.loops.buffer import alike, axis_of_units, shard_carry, shard_sites, unsharded
 from rdrop.loops.fused import fused
+from rdrop.loops.native import check_installed, is_installed, native
 from rdrop.loops.plain import plain
 from rdrop.loops.sequences import Order, Sequences, align
 
 Noise: TypeAlias = Dropout | Masks | None
-Loop: TypeAlias = Literal["fused", "recompute", "plain"]
+Loop: TypeAlias = Literal["fused", "recompute", "plain", "native"]
 # Loose on purpose: wrong ranks and lengths get the errors of this module.
 Xs: TypeAlias = Float[Array, "..."]
 Layer: TypeAlias = Callable[..., tuple[Carry, Xs]]
@@ -190,9 +191,14 @@ def run_in_turn(layers: Sequence[Layer], call: Call) -> tuple[tuple[Carry, ...],
 
 
 def check_loop(loop: str) -> None:
-    """Raises a ValueError unless a loop has that name."""
+    """Raises a ValueError unless a loop has that name.
+
+    For the native loop, raises a ModuleNotFoundError if it is not installed.
+    """
     if loop not in (words := get_args(Loop)):
         raise ValueError(f"`loop` must be one of {words}, got {loop!r}.")
+    if loop == "native":
+        check_installed()
 
 
 def check_distinct(name: str, modules: Sequence[Any]) -> None:
@@ -254,14 +260,17 @@ def _loop_of(cell, loop, units):
     A cell that is affine in its state has its own loop. A cell with a projection of
     its own, or with units over an axis of a mesh, is run by the plain loop, as the
     backward passes of the others know the kernel alone, and do not shard it.
+    "native" and "fused" are the same where the compiled code is installed.
     """
     if units is not None:
         return plain
-    if loop == "fused" and isinstance(cell, Affine):
+    if loop in ("fused", "native") and isinstance(cell, Affine):
         return affine
     if loop == "plain" or type(cell).project is not Recurrence.project:
         return plain
-    return partial(fused, recompute=loop == "recompute")
+    if loop == "recompute":
+        return partial(fused, recompute=True)
+    return native if loop == "native" or is_installed() else fused
 
 
 def _apply(layer, call):

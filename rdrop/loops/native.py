@@ -1,0 +1,333 @@
+"""The native loop: a recurrence on CPU by compiled code, with its own backward pass.
+
+It gives the same values and gradients as the plain loop, to rounding. The optional
+package `rdrop_cpu`, in the folder `native`, holds the code. Rows of the batch are
+divided between threads for the whole sequence. A thread projects the inputs of a few
+steps, multiplies h by the packed recurrent kernel, and applies masks and activations
+while the values are in its cache. The gradients of the kernels are divided between
+threads by column. No sum depends on the number of threads.
+
+Residuals, in floats per step, example and unit, in addition to inputs and outputs:
+
+    LSTM  6: 4 gates, c, h      GRU  5: z, r, n, product, h      simple  2: result, h
+
+The fused loop runs instead on other platforms, in cases that `supports` excludes, and
+if a derivative with respect to a mask is taken.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+from rdrop.cells import GRU, LSTM, Carry, Recurrence, Simple, Weights
+from rdrop.cells.tape import SIGMOID, TANH
+from rdrop.dropout import Masks
+from rdrop.loops.buffer import alike
+from rdrop.loops.fused import Fused, fused, reverse_mode_only
+from rdrop.loops.sequences import Order, Sequences
+from rdrop.noise import Add, Mix
+
+INTERFACE = 1  # of rdrop_cpu
+SITES = ("inputs", "recurrent", "update", "gates", "cell_state", "hidden_state")
+WEIGHTS = ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
+SHARED = 11  # arguments that both compiled functions have first; residuals follow
+
+
+@cache
+def is_installed() -> bool:
+    """Returns whether the compiled code is there, and registers it with XLA."""
+    if importlib.util.find_spec("rdrop_cpu") is None:
+        return False
+    import rdrop_cpu
+
+    return rdrop_cpu.INTERFACE == INTERFACE
+
+
+def check_installed() -> None:
+    """Raises a ModuleNotFoundError unless the compiled code is there."""
+    if not is_installed():
+        raise ModuleNotFoundError(
+            '`loop="native"` needs the package rdrop-cpu in its version for this '
+            "rdrop: run `make native` in a checkout, or `pip install ./native`."
+        )
+
+
+def supports(
+    cell: Recurrence, weights: Weights, carry: Carry, sequences: Sequences
+) -> bool:
+    """Returns whether the compiled code runs a case.
+
+    It runs an LSTM without a projection, a GRU with the reset after the product and a
+    simple cell, with their usual activations, in float32. Nothing may be sharded over
+    an explicit mesh.
+    """
+    if type(cell) is LSTM:
+        usual = cell.activation in TANH and cell.recurrent_activation in SIGMOID
+        usual = usual and cell.projection is None
+    elif type(cell) is GRU:
+        usual = cell.activation in TANH and cell.recurrent_activation in SIGMOID
+        usual = usual and cell.reset_after
+    else:
+        usual = type(cell) is Simple and cell.activation in TANH
+    leaves = jax.tree.leaves((weights, carry, sequences.xs))
+    fits = all(
+        leaf.dtype == jnp.float32 and leaf.size and not any(jax.typeof(leaf).sharding.spec)
+        for leaf in leaves
+    )
+    return usual and fits
+
+
+def native(
+    cell: Recurrence,
+    weights: Weights,
+    carry: Carry,
+    sequences: Sequences,
+    order: Order,
+) -> tuple[Carry, Float[Array, "..."]]:
+    """Projects the inputs of a cell, and runs it over them.
+
+    Second derivatives exist, by the fused loop. Forward-mode derivatives do not, and
+    raise.
+
+    Args:
+        cell: the recurrence.
+        weights: as the cell uses them, masks of weights applied.
+        carry: the first; in reverse, the carry after the last step.
+        sequences: inputs, masks and padding.
+        order: how time lies in them.
+
+    Returns:
+        The final carry, and the outputs, with time where the inputs have it.
+
+    Raises:
+        TypeError: it is differentiated in forward mode.
+    """
+    if not supports(cell, weights, carry, sequences):
+        return fused(cell, weights, carry, sequences, order)
+    loop = _Native(cell, order)
+    compiled = jax.custom_vjp(loop.run)
+    compiled.defvjp(loop.forward, loop.backward, symbolic_zeros=True)
+
+    def default(weights, carry, sequences):
+        return fused(cell, weights, carry, sequences, order)
+
+    arguments = weights, carry, sequences
+    with reverse_mode_only():
+        return jax.lax.platform_dependent(*arguments, cpu=compiled, default=default)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Native:
+    """The loop forwards and backwards; attributes as in `native`."""
+
+    cell: Recurrence
+    order: Order
+
+    @property
+    def fused(self) -> Fused:
+        """The fused loop, whose derivatives are the ones of this loop."""
+        return Fused(self.cell, self.order, recompute=False)
+
+    def run(self, weights, carry, sequences):
+        """Returns the result, if no derivative is taken."""
+        return self._advance(weights, carry, sequences, keep=False)[0]
+
+    def forward(self, weights, carry, sequences):
+        """Returns the result, and what `backward` needs."""
+        arguments = jax.tree.map(lambda leaf: leaf.value, (weights, carry, sequences))
+        if any(leaf.perturbed for leaf in jax.tree.leaves(sequences.masks)):
+            result, saved = self.fused.forward(*arguments)
+            return result, (saved, None)
+
+        def reference(*arguments):
+            result, kept = self._advance(*arguments, keep=True)
+            zeros = jax.tree.map(jnp.zeros_like, kept)
+            return self._reference(*arguments), zeros
+
+        advance = _with_derivative(partial(self._advance, keep=True), reference)
+        result, kept = advance(*arguments)
+        return result, (None, (arguments, kept))
+
+    def backward(self, saved, cotangents):
+        """Returns the cotangents of the arguments of `run`."""
+        cotangents = jax.tree.map(_without_symbols, cotangents, is_leaf=_is_symbol)
+        of_fused, of_native = saved
+        if of_fused is not None:
+            return self.fused.backward(of_fused, cotangents)
+
+        def reference(arguments, kept, cotangents):
+            return jax.vjp(self._reference, *arguments)[1](cotangents)
+
+        return _with_derivative(self._pull, reference)(*of_native, cotangents)
+
+    def _reference(self, weights, carry, sequences):
+        return fused(self.cell, weights, carry, sequences, self.order)
+
+    def _advance(self, weights, carry, sequences, keep):
+        """Returns the result, and the residuals."""
+        xs, units = sequences.xs, len(weights["recurrent_kernel"])
+        c, h = carry if isinstance(carry, tuple) else (_NONE, carry)
+        biases = zip(WEIGHTS[2:], (weights["kernel"].shape[-1], units), strict=True)
+        arguments = (
+            *_shared(weights, sequences),
+            *(weights.get(name, jnp.zeros(size, xs.dtype)) for name, size in biases),
+            c,
+            h,
+        )
+        of_steps = (*xs.shape[:2], units)
+        shapes = [of_steps, c.shape, h.shape]
+        if keep:
+            slots = 1 if isinstance(self.cell, Simple) else 4
+            memory = of_steps if c.size else c.shape
+            shapes += [(*xs.shape[:2], slots * units), memory, of_steps]
+        else:
+            shapes += [_NONE.shape] * 3
+        call = self._call("rdrop_cpu_forward", sequences.masks)
+        ys, c, h, *kept = call(arguments, shapes)
+        return ((c, h) if isinstance(carry, tuple) else h, ys), kept
+
+    def _pull(self, arguments, kept, cotangents):
+        """Returns the cotangents of the arguments."""
+        weights, _, sequences = arguments
+        d_carry, d_ys = cotangents
+        d_c, d_h = d_carry if isinstance(d_carry, tuple) else (_NONE, d_carry)
+        call = self._call("rdrop_cpu_backward", sequences.masks)
+        kernels = [weights[name].shape for name in WEIGHTS[:2]]
+        (_, columns), (units, _) = kernels
+        shapes = [a.shape for a in (kept[0], sequences.xs, d_c, d_h)]
+        shapes += [*kernels, (columns,), (units,)]
+        shared = _shared(weights, sequences)
+        results = call((*shared, *kept, d_ys, d_c, d_h), shapes)
+        _, d_xs, d_c, d_h, *d_weights = results
+        d_weights = dict(zip(WEIGHTS, d_weights, strict=True))
+        d_carry = (d_c, d_h) if isinstance(d_carry, tuple) else d_h
+        zeros = jax.tree.map(_no_cotangent, sequences)
+        return (
+            {name: d_weights[name] for name in weights},
+            d_carry,
+            zeros._replace(xs=d_xs),
+        )
+
+    def _call(self, target, masks):
+        options = {
+            "cell": np.int64([LSTM, GRU, Simple].index(type(self.cell))),
+            "cell_noise": _kind_of(masks.cell_state),
+            "hidden_noise": _kind_of(masks.hidden_state),
+            "time_major": self.order.axis == 0,
+            "reverse": self.order.reverse,
+        }
+        return partial(_call, target, options, 0)
+
+
+_NONE = np.zeros(0, np.float32)  # stands for an array that a case does not have
+
+
+def _shared(weights, sequences) -> tuple[Any, ...]:
+    """Returns the arguments that both compiled functions have first."""
+    xs, masks, valid, resets = sequences
+    kernels = weights["kernel"], weights["recurrent_kernel"]
+
+    def mask_of(site):
+        leaves = jax.tree.leaves(getattr(masks, site))
+        if not leaves:
+            return _NONE
+        units = len(kernels[0] if site == "inputs" else kernels[1])
+        mask = leaves[0].astype(xs.dtype)
+        return jnp.broadcast_to(mask, (*mask.shape[:-1], units))
+
+    marks = (np.zeros(0, bool) if mark is None else mark for mark in (valid, resets))
+    return xs, *kernels, *map(mask_of, SITES), *marks
+
+
+def _call(
+    target: str,
+    options: dict[str, Any],
+    axes: int,
+    arguments: Sequence[Any],
+    shapes: Sequence[tuple[int, ...]],
+) -> tuple[Array, ...]:
+    """Calls a compiled function, whose results are float32.
+
+    Under `jax.vmap` it is called once, for all lanes. Arrays that lanes share are not
+    copied, except the inputs and the residuals, which are overwritten.
+
+    Args:
+        target: name of the function.
+        options: its attributes.
+        axes: number of axes of lanes that all arrays have in front.
+        arguments: arrays.
+        shapes: of the results.
+    """
+    is_backward = target == "rdrop_cpu_backward"
+    arguments = alike(*arguments)
+    manual = jax.typeof(arguments[0]).manual_axis_type
+    results = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=manual)
+        for shape in shapes
+    ]
+    aliases = {SHARED: 0} if is_backward else None
+    call = jax.ffi.ffi_call(target, results, input_output_aliases=aliases)
+
+    @custom_vmap
+    def function(*arguments):
+        return tuple(call(*arguments, axes=np.int64(axes), **options))
+
+    @function.def_vmap
+    def rule(lanes, is_batched, *arguments):
+        arguments = [
+            argument if batched else jnp.expand_dims(argument, 0)
+            for argument, batched in zip(arguments, is_batched, strict=True)
+        ]
+        for n in (0, SHARED) if is_backward else (0,):
+            shape = (lanes, *arguments[n].shape[1:])
+            arguments[n] = jnp.broadcast_to(arguments[n], shape)
+        more = [(lanes, *shape) for shape in shapes]
+        results = _call(target, options, axes + 1, arguments, more)
+        return results, (True,) * len(results)
+
+    return function(*arguments)
+
+
+def _with_derivative(function, reference):
+    """Returns a function with the derivative of another one, which is not computed."""
+    differentiable = jax.custom_vjp(function)
+
+    def forward(*arguments):
+        return function(*arguments), arguments
+
+    def backward(arguments, cotangents):
+        return jax.vjp(reference, *arguments)[1](cotangents)
+
+    differentiable.defvjp(forward, backward)
+    return differentiable
+
+
+def _kind_of(mask) -> np.int64:
+    """Returns how a mask of a state enters: multiplied, mixed or added."""
+    return np.int64(isinstance(mask, Mix) + 2 * isinstance(mask, Add))
+
+
+def _no_cotangent(leaf):
+    """Returns the cotangent of an argument that has none."""
+    if leaf.dtype == bool:
+        return np.zeros(leaf.shape, jax.dtypes.float0)
+    return jnp.zeros_like(leaf)
+
+
+def _is_symbol(cotangent) -> bool:
+    return isinstance(cotangent, SymbolicZero)
+
+
+def _without_symbols(cotangent):
+    if not _is_symbol(cotangent):
+        return cotangent
+    return jnp.zeros(cotangent.shape, cotangent.dtype)
