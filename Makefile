@@ -5,12 +5,13 @@ NEWEST ?= python3.13
 TESTS ?=
 BIN := .venv/bin
 
-.PHONY: ablation methods concrete bench docs notebooks test test-slow test-newest oracles lint format clean help
+.PHONY: ablation methods concrete native sanitize bench docs notebooks test test-slow test-newest \
+	oracles lint format clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-ablation: .venv/.ready ## train the dropout plane on Japanese Vowels and write a report
+ablation: .venv/.ready .venv/.native ## train the dropout plane on Japanese Vowels and write a report
 	$(BIN)/python -m experiments ablate configs/vowels_plane.toml
 
 methods: .venv/.ready ## compare all methods of dropout on Japanese Vowels
@@ -20,6 +21,20 @@ concrete: .venv/.ready ## learn the rates by gradient descent, and draw them on 
 	$(BIN)/python -m experiments ablate configs/vowels_plane.toml
 	$(BIN)/python -m experiments ablate configs/vowels_concrete.toml
 	$(BIN)/python -m experiments report runs/vowels_plane runs/vowels_concrete
+
+native: .venv/.ready ## compile and install the loop for CPU, which needs a C++ compiler
+	$(BIN)/python -m pip install --quiet 'scikit-build-core>=0.11' cmake ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation ./native
+
+sanitize: .venv/.ready ## test the compiled loop with the sanitizers of the compiler
+	$(BIN)/python -m pip install --quiet cmake ninja
+	$(BIN)/cmake -S native -B .venv/sanitize -G Ninja -DRDROP_SANITIZE=ON \
+		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/cmake --build .venv/sanitize
+	ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		RDROP_CPU_LIBRARY=.venv/sanitize/librdrop_cpu.so \
+		$(BIN)/python -m pytest tests/loops/test_native.py
 
 bench: .venv/.ready-bench ## time rdrop's loops beside Keras, PyTorch and flax
 	$(BIN)/python -m benchmarks
@@ -58,6 +73,11 @@ clean: ## remove the environments, the caches and the site, not the runs
 
 .venv/.ready: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[experiments,test]'
+	@touch $@
+
+.venv/.native: .venv/.ready $(wildcard native/*.* native/*/*)
+	@$(MAKE) --no-print-directory native >.venv/native.log 2>&1 || echo \
+		"Without the compiled loop, which could not be built (.venv/native.log says why)."
 	@touch $@
 
 .venv-newest/.ready: pyproject.toml

@@ -30,8 +30,8 @@ def main(
     """Measures everything side by side, which takes about seven minutes.
 
     Args:
-        only: one table: train, price, episodes, gru, forward, growth, linear, pages or
-            sweep. The rest is kept from the last time.
+        only: one table: train, price, episodes, gru, forward, growth, native,
+            linear, pages or sweep. The rest is kept from the last time.
     """
     path = report.RESULTS
     kept = only is not None and path.exists()

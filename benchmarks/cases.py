@@ -2,17 +2,18 @@
 
 import dataclasses
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 Noise = Literal["none", "sequence", "step"]
 Cell = Literal["lstm", "gru", "mingru", "rg_lru", "lru", "s5"]
 RATE = 0.5
 
 AT_ONCE = "rdrop-at-once"  # linear cells alone
+NATIVE = "rdrop-native"  # with the compiled code of rdrop-cpu; "rdrop" is without it
 # rdrop's three loops; then its peers, and what noise each of them can do.
 RDROP = ("rdrop", "rdrop-recompute", "rdrop-plain")
 CAN: dict[str, tuple[Noise, ...]] = {
-    **dict.fromkeys((*RDROP, AT_ONCE), ("none", "sequence", "step")),
+    **dict.fromkeys((*RDROP, AT_ONCE, NATIVE), ("none", "sequence", "step")),
     "keras-jax": ("none", "sequence"),
     "keras-torch": ("none", "sequence"),
     "torch": ("none",),
@@ -21,6 +22,7 @@ CAN: dict[str, tuple[Noise, ...]] = {
 # Those that the smaller tables compare, in their order.
 PEERS = ("rdrop", "rdrop-plain", "torch", "keras-jax")
 RESETTERS = ("rdrop", "rdrop-plain")
+WITH_NATIVE = ("rdrop", NATIVE, "torch", "keras-jax")
 LINEAR: tuple[Cell, ...] = ("mingru", "rg_lru", "lru", "s5")
 SCANS = ("rdrop", "rdrop-plain", AT_ONCE)
 LONG = (100, 1000, 10_000)  # steps
@@ -83,7 +85,7 @@ def plan() -> list[tuple[str, str, Case]]:
     for case in SHAPES.values():
         for who in CAN:
             slow = (who, case.time) == ("keras-torch", 784)  # seconds a step
-            if who != AT_ONCE and not slow:
+            if who not in (AT_ONCE, NATIVE) and not slow:
                 entries.append(("train", who, _as_can(who, case)))
         each = dataclasses.replace(case, gates="each")
         entries.append(("train", "rdrop", each))
@@ -102,10 +104,28 @@ def plan() -> list[tuple[str, str, Case]]:
     for case in GROWTH:
         for who in ("rdrop", "rdrop-plain", "torch"):
             entries.append(("growth", who, _as_can(who, case)))
+    for case in native().values():
+        whos = WITH_NATIVE[:2] if case.noise == "step" else WITH_NATIVE
+        entries += [("native", who, _as_can(who, case)) for who in whos]
     for case in linear():
         whos = SCANS if case.cell in LINEAR else SCANS[:1]
         entries += [("linear", who, case) for who in whos]
     return entries
+
+
+def native() -> dict[str, Case]:
+    """Returns the cases with and without compiled code, by name."""
+    changes: dict[str, dict[str, Any]] = {
+        "LSTM": {},
+        "LSTM, noise per step": {"noise": "step"},
+        "LSTM, forward, no noise": {"train": False, "noise": "none"},
+        "GRU": {"cell": "gru"},
+    }
+    return {
+        f"{name}: {shape}": dataclasses.replace(case, **change)
+        for name, change in changes.items()
+        for shape, case in SHAPES.items()
+    }
 
 
 def linear() -> list[Case]:

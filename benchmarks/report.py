@@ -4,7 +4,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cases import GROWTH, PEERS, RESETTERS, SCANS, SHAPES, Case, linear
+from benchmarks.cases import (
+    CAN,
+    GROWTH,
+    PEERS,
+    RESETTERS,
+    SCANS,
+    SHAPES,
+    WITH_NATIVE,
+    Case,
+    linear,
+    native,
+)
 
 ROOT = Path(__file__).parent.parent
 NOTES = ROOT / "benchmarks/NOTES.md"
@@ -66,6 +77,7 @@ def tables(results: dict) -> dict[str, str]:
         "compile": _compile(results),
         "memory": _memory(results),
         "growth": _growth(results),
+        "native": _native(results),
         "linear": _linear(results),
         "sweep": _sweep(results),
     }
@@ -191,6 +203,24 @@ def _growth(results):
         rows.append([_shape(shape), _ms(ours), _ms(plain), _ms(torch), *ratios])
     heads = ["B, T, D, H", "rdrop", "plain scan", "torch, no noise"]
     return _table([*heads, "plain / rdrop", "torch / rdrop"], rows)
+
+
+def _native(results):
+    rows = []
+    for name, case in native().items():
+        at = Lookup(results, "native", case)
+        options = {"cell": case.cell, "train": case.train}
+        without, ours, *peers = (
+            at(who, noise=case.noise if case.noise in CAN[who] else "none", **options)
+            if case.noise != "step" or who in WITH_NATIVE[:2]
+            else None
+            for who in WITH_NATIVE
+        )
+        ratios = [_times(other, ours) for other in (without, *peers)]
+        rows.append([name, _ms(without), _ms(ours), *map(_ms, peers), *ratios])
+    whos = ("rdrop", "rdrop with rdrop-cpu", "torch, no noise", "Keras on JAX")
+    ratios = ("against rdrop", "against torch", "against Keras")
+    return _table(["case", *whos, *ratios], rows)
 
 
 def _linear(results):

@@ -30,6 +30,7 @@ EXTRAS = {
     "interop.files": {"h5py", "safetensors"},
     "interop.keras_masks": {"keras"},
     "interop.torch": {"torch"},
+    "loops.native": {"rdrop_cpu"},
     "serialisation.tensors": {"safetensors"},
     "serialisation.text": {"tomli_w"},
 }

@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,9 @@ INTERFACE = 1
 TARGETS = ("rdrop_cpu_forward", "rdrop_cpu_backward")
 
 _SUFFIX = "dylib" if sys.platform == "darwin" else "so"
-_library = ctypes.CDLL(str(Path(__file__).with_name(f"librdrop_cpu.{_SUFFIX}")))
+_beside = Path(__file__).with_name(f"librdrop_cpu.{_SUFFIX}")
+# Tests with sanitizers load a library of their own.
+_library = ctypes.CDLL(os.environ.get("RDROP_CPU_LIBRARY", str(_beside)))
 for _name in TARGETS:
     jax.ffi.register_ffi_target(
         _name, jax.ffi.pycapsule(getattr(_library, _name)), platform="cpu"

@@ -23,10 +23,15 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-const Kernels& kernels() {
+// The widest instruction set of the processor; tests ask for others by name.
+const Kernels& widest() {
 #ifdef RDROP_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
+  const char* name = std::getenv("RDROP_CPU_INSTRUCTIONS");
+  const std::string wanted = name ? name : "";
+  if (wanted == "portable") return kernels_portable;
+  if (wanted != "avx2" && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq")) {
     return kernels_avx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -34,6 +39,11 @@ const Kernels& kernels() {
   }
 #endif
   return kernels_portable;
+}
+
+const Kernels& kernels() {
+  static const Kernels& chosen = widest();
+  return chosen;
 }
 
 struct Free {

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from rdrop.cells import GRU, LSTM, Carry, Recurrence, Simple, Weights
 from rdrop.cells.tape import SIGMOID, TANH
-from rdrop.dropout import Masks
 from rdrop.loops.buffer import alike
 from rdrop.loops.fused import Fused, fused, reverse_mode_only
 from rdrop.loops.sequences import Order, Sequences
@@ -80,7 +80,9 @@ def supports(
         usual = type(cell) is Simple and cell.activation in TANH
     leaves = jax.tree.leaves((weights, carry, sequences.xs))
     fits = all(
-        leaf.dtype == jnp.float32 and leaf.size and not any(jax.typeof(leaf).sharding.spec)
+        leaf.dtype == jnp.float32
+        and leaf.size
+        and not any(jax.typeof(leaf).sharding.spec)
         for leaf in leaves
     )
     return usual and fits
@@ -149,9 +151,9 @@ class _Native:
             return result, (saved, None)
 
         def reference(*arguments):
-            result, kept = self._advance(*arguments, keep=True)
-            zeros = jax.tree.map(jnp.zeros_like, kept)
-            return self._reference(*arguments), zeros
+            constants = jax.lax.stop_gradient(arguments)
+            _, kept = self._advance(*constants, keep=True)
+            return self._reference(*arguments), kept
 
         advance = _with_derivative(partial(self._advance, keep=True), reference)
         result, kept = advance(*arguments)
@@ -269,11 +271,12 @@ def _call(
     """
     is_backward = target == "rdrop_cpu_backward"
     arguments = alike(*arguments)
-    manual = jax.typeof(arguments[0]).manual_axis_type
-    results = [
-        jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=manual)
-        for shape in shapes
-    ]
+    like = jax.typeof(arguments[0])
+    of_result = {
+        "sharding": NamedSharding(like.sharding.mesh, PartitionSpec()),
+        "manual_axis_type": like.manual_axis_type,
+    }
+    results = [jax.ShapeDtypeStruct(s, jnp.float32, **of_result) for s in shapes]
     aliases = {SHARED: 0} if is_backward else None
     call = jax.ffi.ffi_call(target, results, input_output_aliases=aliases)
 

@@ -159,7 +159,9 @@ def test_plain_loop_has_derivatives_in_forward_mode():
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("face", [rdrop, rdrop.nnx])
 def test_other_words_are_refused(face):
-    message = r"`loop` must be one of \('fused', 'recompute', 'plain'\), got 'fast'"
+    message = (
+        r"`loop` must be one of \('fused', 'recompute', 'plain', 'native'\), got 'fast'"
+    )
     one, other = (cell_of(face) for _ in range(2))
     with pytest.raises(ValueError, match=message):
         face.RNN(one, loop="fast")
