@@ -76,8 +76,7 @@ struct Lstm {
     const float* m_o = p.gates.at(row.t, row.b, 2);
     const float* m_g = p.update.at(row.t, row.b);
     const float* m_c = p.cell_state.at(row.t, row.b);
-    for (Index j = 0; j < H; j += kWidth) {
-      const Index n = H - j;
+    over_units(H, [&](Index j, Index n) RDROP_LAMBDA {
       Vector a[4];
       for (int g = 0; g < 4; ++g) {
         a[g] = load(row.z + g * wide + j) + load(row.u + g * wide + j) +
@@ -98,7 +97,7 @@ struct Lstm {
       const Vector seen = p.cell_noise == StateNoise::kMix ? c : next;
       store(row.c + j, next);
       store_hidden(p, row, load_mask(m_o, j, n) * o * tanh(seen), j, n);
-    }
+    });
   }
 
   static void backward(const Problem& p, const RowBack& row) {
@@ -108,8 +107,7 @@ struct Lstm {
     const float* mask_o = p.gates.at(row.t, row.b, 2);
     const float* mask_g = p.update.at(row.t, row.b);
     const float* mask_c = p.cell_state.at(row.t, row.b);
-    for (Index j = 0; j < H; j += kWidth) {
-      const Index n = H - j;
+    over_units(H, [&](Index j, Index n) RDROP_LAMBDA {
       const Vector i = load(row.kept + j, n), f = load(row.kept + H + j, n),
                    g = load(row.kept + 2 * H + j, n),
                    o = load(row.kept + 3 * H + j, n), old = load(row.c + j, n);
@@ -136,7 +134,7 @@ struct Lstm {
       store(row.kept + H + j, d_c * old * m_f * (f * (1.0f - f)), n);
       store(row.kept + 2 * H + j, d_c * (m_i * i) * m_g * (1.0f - g * g), n);
       store(row.kept + 3 * H + j, d_h * s * m_o * (o * (1.0f - o)), n);
-    }
+    });
   }
 };
 
@@ -148,21 +146,19 @@ struct Simple {
   static constexpr Index kRecurrentGate[] = {0};
 
   static void forward(const Problem& p, const Row& row) {
-    for (Index j = 0; j < p.H; j += kWidth) {
-      const Index n = p.H - j;
+    over_units(p.H, [&](Index j, Index n) RDROP_LAMBDA {
       const Vector h =
           tanh(load(row.z + j) + load(row.u + j) + load(p.bias + j, n));
       if (row.kept) store(row.kept + j, h, n);
       store_hidden(p, row, h, j, n);
-    }
+    });
   }
 
   static void backward(const Problem& p, const RowBack& row) {
-    for (Index j = 0; j < p.H; j += kWidth) {
-      const Index n = p.H - j;
+    over_units(p.H, [&](Index j, Index n) RDROP_LAMBDA {
       const Vector h = load(row.kept + j, n);
       store(row.kept + j, pull_hidden(p, row, j, n) * (1.0f - h * h), n);
-    }
+    });
   }
 };
 
@@ -179,8 +175,7 @@ struct Gru {
     const float* m_z = p.gates.at(row.t, row.b, 0);
     const float* m_r = p.gates.at(row.t, row.b, 1);
     const float* m_g = p.update.at(row.t, row.b);
-    for (Index j = 0; j < H; j += kWidth) {
-      const Index n = H - j;
+    over_units(H, [&](Index j, Index n) RDROP_LAMBDA {
       Vector a[3];
       for (int g = 0; g < 3; ++g) {
         a[g] = load(row.z + g * wide + j) + load(p.bias + g * H + j, n);
@@ -200,7 +195,7 @@ struct Gru {
       const Vector h = update * load(row.h + j) +
                        (1.0f - update) * (load_mask(m_g, j, n) * candidate);
       store_hidden(p, row, h, j, n);
-    }
+    });
   }
 
   static void backward(const Problem& p, const RowBack& row) {
@@ -208,8 +203,7 @@ struct Gru {
     const float* mask_z = p.gates.at(row.t, row.b, 0);
     const float* mask_r = p.gates.at(row.t, row.b, 1);
     const float* mask_g = p.update.at(row.t, row.b);
-    for (Index j = 0; j < H; j += kWidth) {
-      const Index n = H - j;
+    over_units(H, [&](Index j, Index n) RDROP_LAMBDA {
       const Vector z = load(row.kept + j, n), r = load(row.kept + H + j, n),
                    candidate = load(row.kept + 2 * H + j, n),
                    u = load(row.kept + 3 * H + j, n), old = load(row.h + j, n);
@@ -224,7 +218,7 @@ struct Gru {
       store(row.kept + H + j, d_n * u * m_r * (r * (1.0f - r)), n);
       store(row.kept + 2 * H + j, d_n, n);
       store(row.kept + 3 * H + j, d_n * (m_r * r), n);
-    }
+    });
   }
 };
 

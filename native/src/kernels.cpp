@@ -43,17 +43,16 @@ void copy(float* to, const float* from, Index count) {
 // to = mask * from, or a copy if there is no mask.
 void masked(float* to, const float* from, const float* mask, Index count) {
   if (!mask) return copy(to, from, count);
-  for (Index j = 0; j < count; j += kWidth) {
-    store(to + j, load(from + j, count - j) * load(mask + j, count - j), count - j);
-  }
+  over_units(count, [&](Index j, Index n) RDROP_LAMBDA {
+    store(to + j, load(from + j, n) * load(mask + j, n), n);
+  });
 }
 
 // to += mask * from.
 void add_masked(float* to, const float* from, const float* mask, Index count) {
-  for (Index j = 0; j < count; j += kWidth) {
-    const Index n = count - j;
+  over_units(count, [&](Index j, Index n) RDROP_LAMBDA {
     store(to + j, load(to + j, n) + load(from + j, n) * load_mask(mask, j, n), n);
-  }
+  });
 }
 
 Index copies(const Mask& mask) { return mask && mask.per_gate ? mask.gates : 1; }

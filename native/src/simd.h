@@ -19,6 +19,7 @@
 #endif
 
 #define RDROP_INLINE inline __attribute__((always_inline))
+#define RDROP_LAMBDA __attribute__((always_inline))
 
 namespace rdrop {
 namespace {
@@ -77,6 +78,14 @@ RDROP_INLINE Vector tanh(Vector x) {
 }
 
 RDROP_INLINE Vector sigmoid(Vector x) { return tanh(x * 0.5f) * 0.5f + 0.5f; }
+
+// Calls function(j, n) for vectors of n units; n is constant for whole vectors.
+template <class Function>
+RDROP_INLINE void over_units(Index units, const Function& function) {
+  Index j = 0;
+  for (; j + kWidth <= units; j += kWidth) function(j, Index{kWidth});
+  if (j < units) function(j, units - j);
+}
 
 constexpr Index padded(Index n) { return (n + kWidth - 1) / kWidth * kWidth; }
 
