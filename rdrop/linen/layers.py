@@ -46,11 +46,13 @@ class RNN(Advised, nn.Module):
             again for a block of steps at a time (gradient checkpointing): sequences of
             many blocks, of 1 MB each, take half the memory or less. "plain" is the
             definition, which also has derivatives in forward mode (`jax.jvp`,
-            `jax.jacfwd`).
+            `jax.jacfwd`). "fused" uses compiled code on CPU if `rdrop-cpu` is
+            installed and supports the case; "native" also requires the installation.
 
     Raises:
         TypeError: `cell` is not a cell of rdrop, or an unknown argument.
         ValueError: `loop` is another word.
+        ModuleNotFoundError: `loop` is "native", and `rdrop-cpu` is not installed.
 
     Example:
         >>> import jax, jax.numpy as jnp
