@@ -14,21 +14,24 @@ constexpr Index kGradientRows = 256;  // rows that a kernel's gradient takes at 
 constexpr Index kGradientPanels = 2;  // panels of a part of a gradient
 
 // Memory for a thread, which begins on a cache line.
-class Scratch {
+template <class T>
+class Array {
  public:
-  explicit Scratch(Index floats)
-      : memory_(static_cast<float*>(__builtin_malloc(floats * sizeof(float) + 64))) {
+  explicit Array(Index count)
+      : memory_(static_cast<char*>(__builtin_malloc(count * sizeof(T) + 64))) {
     const auto address = reinterpret_cast<std::uintptr_t>(memory_);
-    data_ = memory_ + (64 - address % 64) / sizeof(float);
+    data_ = reinterpret_cast<T*>(memory_ + (64 - address % 64));
   }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { __builtin_free(memory_); }
-  operator float*() const { return data_; }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  ~Array() { __builtin_free(memory_); }
+  operator T*() const { return data_; }
 
  private:
-  float *memory_, *data_;
+  char* memory_;
+  T* data_;
 };
+using Scratch = Array<float>;
 
 Index least(Index a, Index b) { return a < b ? a : b; }
 
@@ -53,6 +56,10 @@ void add_masked(float* to, const float* from, const float* mask, Index count) {
   over_units(count, [&](Index j, Index n) RDROP_LAMBDA {
     store(to + j, load(to + j, n) + load(from + j, n) * load_mask(mask, j, n), n);
   });
+}
+
+bool is_padding(const Problem& p, Index t, Index b) {
+  return p.valid && !p.valid[t * p.B + b];
 }
 
 Index copies(const Mask& mask) { return mask && mask.per_gate ? mask.gates : 1; }
@@ -91,7 +98,8 @@ struct Loop {
     const Index R = last - first, H = p.H, wide = padded(H);
     const Index steps = least(p.T, R < kBlockRows ? kBlockRows / R : 1);
     Scratch hs(R * wide), cs(R * wide), u(R * G * wide), z(steps * R * G * wide);
-    Scratch lefts(copies(p.recurrent) * R * wide), xs(steps * R * p.D);
+    Scratch lefts(R * wide), xs(steps * R * p.D);
+    Array<Index> of_step(R), of_block(steps * R);
     clear(hs, R * wide);
     clear(cs, R * wide);
     for (Index r = 0; r < R; ++r) {
@@ -100,14 +108,19 @@ struct Loop {
     }
     for (Index begin = 0; begin < p.T; begin += steps) {
       const Index end = least(begin + steps, p.T);
-      project(p, packed, first, last, begin, end, xs, z);
+      project(p, packed, first, last, begin, end, xs, of_block, z);
+      const float* z_row = z;
       for (Index s = begin; s < end; ++s) {
         const Index t = p.step(s);
         restart(p, t, first, last, hs, cs);
-        recur(p, packed, t, first, last, hs, lefts, u);
-        for (Index r = 0; r < R; ++r) {
-          advance(p, t, first + r, z + ((s - begin) * R + r) * G * wide,
-                  u + r * G * wide, hs + r * wide, cs + r * wide);
+        keep_carry(p, t, first, last, hs, cs);
+        const Index count = rows_of_step(p, t, first, last, of_step);
+        recur(p, packed, t, first, count, of_step, hs, lefts, u);
+        for (Index n = 0; n < count; ++n, z_row += G * wide) {
+          const Index r = of_step[n], b = first + r, at = p.row(t, b);
+          float* kept = p.kept ? p.kept + at * slots * H : nullptr;
+          Cell::forward(p, {t, b, z_row, u + n * G * wide, hs + r * wide,
+                            cs + r * wide, p.ys + at * H, kept});
         }
       }
     }
@@ -117,18 +130,32 @@ struct Loop {
     }
   }
 
-  // z = (m_x * x) W of a block of steps.
+  // The rows of a step that are not padding, counted from the first; their number.
+  static Index rows_of_step(const Problem& p, Index t, Index first, Index last,
+                            Index* rows) {
+    Index count = 0;
+    for (Index b = first; b < last; ++b) {
+      if (!is_padding(p, t, b)) rows[count++] = b - first;
+    }
+    return count;
+  }
+
+  // z = (m_x * x) W of the rows of a block of steps that are not padding.
   static void project(const Problem& p, const float* packed, Index first, Index last,
-                      Index begin, Index end, float* xs, float* z) {
-    const Index R = last - first, wide = padded(p.H), rows = (end - begin) * R;
+                      Index begin, Index end, float* xs, Index* rows, float* z) {
+    const Index R = last - first, wide = padded(p.H);
+    Index count = 0;
+    for (Index n = 0; n < (end - begin) * R; ++n) {
+      if (!is_padding(p, p.step(begin + n / R), first + n % R)) rows[count++] = n;
+    }
     for (Index gate = 0; gate < G; ++gate) {
       if (gate < copies(p.inputs)) {
-        for (Index n = 0; n < rows; ++n) {
-          const Index t = p.step(begin + n / R), b = first + n % R;
+        for (Index n = 0; n < count; ++n) {
+          const Index t = p.step(begin + rows[n] / R), b = first + rows[n] % R;
           masked(xs + n * p.D, p.xs + p.row(t, b) * p.D, p.inputs.at(t, b, gate), p.D);
         }
       }
-      multiply({xs, p.D, 1}, rows, packed + gate * packed_kernel(p, false), p.D, p.H,
+      multiply({xs, p.D, 1}, count, packed + gate * packed_kernel(p, false), p.D, p.H,
                z + gate * wide, G * wide, false);
     }
   }
@@ -145,40 +172,46 @@ struct Loop {
     }
   }
 
-  // u = (m_h * h) U of a step.
-  static void recur(const Problem& p, const float* packed, Index t, Index first,
-                    Index last, const float* hs, float* lefts, float* u) {
-    const Index R = last - first, wide = padded(p.H);
-    const float* kernels = packed + G * packed_kernel(p, false);
-    for (Index gate = 0; gate < G; ++gate) {
-      if (p.recurrent && gate < copies(p.recurrent)) {
-        for (Index r = 0; r < R; ++r) {
-          masked(lefts + r * wide, hs + r * wide, p.recurrent.at(t, first + r, gate),
-                 p.H);
-        }
-      }
-      multiply({p.recurrent ? lefts : hs, wide, 1}, R,
-               kernels + gate * packed_recurrent(p), p.H, p.H, u + gate * wide,
-               G * wide, false);
+  // Keeps the carry before a step; the output of padding is zero.
+  static void keep_carry(const Problem& p, Index t, Index first, Index last,
+                         const float* hs, const float* cs) {
+    const Index H = p.H, wide = padded(H);
+    for (Index b = first; b < last; ++b) {
+      const Index at = p.row(t, b), r = b - first;
+      if (p.hs) copy(p.hs + at * H, hs + r * wide, H);
+      if (p.cs && Cell::kHasMemory) copy(p.cs + at * H, cs + r * wide, H);
+      if (!is_padding(p, t, b)) continue;
+      clear(p.ys + at * H, H);
+      if (p.kept) clear(p.kept + at * slots * H, slots * H);
     }
   }
 
-  static void advance(const Problem& p, Index t, Index b, const float* z,
-                      const float* u, float* h, float* c) {
-    const Index at = p.row(t, b);
-    if (p.hs) copy(p.hs + at * p.H, h, p.H);
-    if (p.cs && Cell::kHasMemory) copy(p.cs + at * p.H, c, p.H);
-    float* y = p.ys + at * p.H;
-    if (p.valid && !p.valid[t * p.B + b]) return clear(y, p.H);
-    float* kept = p.kept ? p.kept + at * slots * p.H : nullptr;
-    Cell::forward(p, {t, b, z, u, h, c, y, kept});
+  // u = (m_h * h) U of some rows of a step.
+  static void recur(const Problem& p, const float* packed, Index t, Index first,
+                    Index count, const Index* rows, const float* hs, float* lefts,
+                    float* u) {
+    const Index wide = padded(p.H);
+    const float* kernels = packed + G * packed_kernel(p, false);
+    const bool copied = p.recurrent || p.valid;
+    for (Index gate = 0; gate < G; ++gate) {
+      if (copied && gate < copies(p.recurrent)) {
+        for (Index n = 0; n < count; ++n) {
+          masked(lefts + n * wide, hs + rows[n] * wide,
+                 p.recurrent.at(t, first + rows[n], gate), p.H);
+        }
+      }
+      multiply({copied ? lefts : hs, wide, 1}, count,
+               kernels + gate * packed_recurrent(p), p.H, p.H, u + gate * wide,
+               G * wide, false);
+    }
   }
 
   static void backward(const Problem& p, const float* packed, Index first,
                        Index last) {
     const Index R = last - first, H = p.H, wide = padded(H);
     const Index steps = least(p.T, R < kBlockRows ? kBlockRows / R : 1);
-    Scratch d_hs(R * wide), d_cs(R * wide), product(R * wide);
+    Scratch d_hs(R * wide), d_cs(R * wide), product(R * wide), lefts(R * H);
+    Array<Index> rows(R);
     Scratch d_xs(steps * R * padded(p.D));
     clear(d_hs, R * wide);
     clear(d_cs, R * wide);
@@ -190,10 +223,14 @@ struct Loop {
       const Index begin = end > steps ? end - steps : 0;
       for (Index s = end; s-- > begin;) {
         const Index t = p.step(s);
-        for (Index r = 0; r < R; ++r) {
-          pull(p, t, first + r, d_hs + r * wide, d_cs + r * wide);
+        const Index count = rows_of_step(p, t, first, last, rows);
+        for (Index n = 0; n < count; ++n) {
+          const Index r = rows[n], b = first + r, at = p.row(t, b);
+          const float* c = Cell::kHasMemory ? p.cs + at * H : nullptr;
+          Cell::backward(p, {t, b, p.d_ys + at * H, p.hs + at * H, c, d_hs + r * wide,
+                             d_cs + r * wide, p.kept + at * slots * H});
         }
-        pull_product(p, packed, t, first, last, product, d_hs);
+        pull_product(p, packed, t, first, count, rows, lefts, product, d_hs);
         restart(p, t, first, last, d_hs, d_cs);
       }
       if (p.d_xs) pull_inputs(p, packed, first, last, begin, end, d_xs);
@@ -205,19 +242,12 @@ struct Loop {
     }
   }
 
-  static void pull(const Problem& p, Index t, Index b, float* d_h, float* d_c) {
-    const Index at = p.row(t, b);
-    float* kept = p.kept + at * slots * p.H;
-    if (p.valid && !p.valid[t * p.B + b]) return clear(kept, slots * p.H);
-    const float* c = Cell::kHasMemory ? p.cs + at * p.H : nullptr;
-    Cell::backward(p, {t, b, p.d_ys + at * p.H, p.hs + at * p.H, c, d_h, d_c, kept});
-  }
-
-  // Adds the cotangent of h by way of the recurrent kernel.
+  // Adds the cotangent of h by way of the recurrent kernel, to some rows.
   static void pull_product(const Problem& p, const float* packed, Index t, Index first,
-                           Index last, float* product, float* d_hs) {
-    const Index R = last - first, H = p.H, wide = padded(H);
-    const Index down = p.row(t, first + 1) - p.row(t, first);
+                           Index count, const Index* rows, float* lefts,
+                           float* product, float* d_hs) {
+    const Index H = p.H, wide = padded(H);
+    const Index down = (p.row(t, first + 1) - p.row(t, first)) * slots * H;
     const float* kernels = packed + G * packed_kernel(p, true);
     const float* kept = p.kept + p.row(t, first) * slots * H;
     const bool each = copies(p.recurrent) > 1;
@@ -225,13 +255,20 @@ struct Loop {
     for (Index slot = 0, left = G; slot < slots; ++slot) {
       const Index gate = Cell::kRecurrentGate[slot];
       if (gate < 0) continue;
-      multiply({kept + slot * H, down * slots * H, 1}, R,
-               kernels + gate * packed_recurrent(p), H, H, product, wide, add);
+      Left operand{kept + slot * H, down, 1};
+      if (p.valid) {
+        for (Index n = 0; n < count; ++n) {
+          copy(lefts + n * H, operand.data + rows[n] * down, H);
+        }
+        operand = {lefts, H, 1};
+      }
+      multiply(operand, count, kernels + gate * packed_recurrent(p), H, H, product,
+               wide, add);
       add = !each;
       if (!each && --left) continue;
-      for (Index r = 0; r < R; ++r) {
-        const float* mask = p.recurrent.at(t, first + r, each ? gate : 0);
-        add_masked(d_hs + r * wide, product + r * wide, mask, H);
+      for (Index n = 0; n < count; ++n) {
+        const float* mask = p.recurrent.at(t, first + rows[n], each ? gate : 0);
+        add_masked(d_hs + rows[n] * wide, product + n * wide, mask, H);
       }
     }
   }
@@ -243,11 +280,18 @@ struct Loop {
     const bool each = copies(p.inputs) > 1;
     // Rows of one step, or steps of one row: each lies evenly in memory.
     const Index outer = p.time_major ? end - begin : R;
-    const Index inner = p.time_major ? R : end - begin;
     const Index t0 = least(p.step(begin), p.step(end - 1));
     for (Index n = 0; n < outer; ++n) {
-      const Index t = p.time_major ? t0 + n : t0, b = p.time_major ? first : first + n;
+      Index t = p.time_major ? t0 + n : t0, b = p.time_major ? first : first + n;
+      Index inner = p.time_major ? R : end - begin;
+      clear(p.d_xs + p.row(t, b) * p.D, p.valid ? inner * p.D : 0);
+      for (; inner > 0 && is_padding(p, t, b); --inner) ++(p.time_major ? b : t);
       const Index at = p.row(t, b);
+      while (inner > 0 && is_padding(p, p.time_major ? t : t + inner - 1,
+                                     p.time_major ? b + inner - 1 : b)) {
+        --inner;
+      }
+      if (inner == 0) continue;
       bool add = false;
       for (Index slot = 0, left = G; slot < slots; ++slot) {
         const Index gate = Cell::kInputGate[slot];
@@ -282,25 +326,35 @@ struct Loop {
     const Index column = part % chunks(p) * chunk;
     const Index columns = least(chunk, p.H - column), wide = padded(columns);
     const Index input = Cell::kInputGate[slot], recurrent = Cell::kRecurrentGate[slot];
-    const Index most = p.D > p.H ? p.D : p.H, rows = p.T * p.B;
+    const Index most = p.D > p.H ? p.D : p.H;
     Scratch packed(kGradientRows * wide), left(kGradientRows * most);
-    Scratch d_kernel(p.D * wide), d_recurrent(p.H * wide), d_bias(wide);
+    Scratch right(p.valid ? kGradientRows * columns : 0), d_bias(wide);
+    Scratch d_kernel(p.D * wide), d_recurrent(p.H * wide);
+    Array<Index> rows(kGradientRows);
     clear(d_kernel, p.D * wide);
     clear(d_recurrent, p.H * wide);
     clear(d_bias, wide);
-    for (Index begin = 0; begin < rows; begin += kGradientRows) {
-      const Index count = least(kGradientRows, rows - begin);
-      const float* d = p.kept + (begin * slots + slot) * p.H + column;
-      for (Index r = 0; r < count; ++r) {
-        add_masked(d_bias, d + r * slots * p.H, nullptr, columns);
+    for (Index next = 0; next < p.T * p.B;) {
+      const Index count = rows_of_gradient(p, &next, rows);
+      if (count == 0) break;
+      const float* d = p.kept + slot * p.H + column;
+      for (Index n = 0; n < count; ++n) {
+        add_masked(d_bias, d + rows[n] * slots * p.H, nullptr, columns);
       }
-      pack(d, slots * p.H, 1, count, columns, packed);
+      if (p.valid) {
+        for (Index n = 0; n < count; ++n) {
+          copy(right + n * columns, d + rows[n] * slots * p.H, columns);
+        }
+        pack(right, columns, 1, count, columns, packed);
+      } else {
+        pack(d + rows[0] * slots * p.H, slots * p.H, 1, count, columns, packed);
+      }
       if (input >= 0) {
-        accumulate(p, p.xs, p.D, p.inputs, input, begin, count, left, packed, columns,
+        accumulate(p, p.xs, p.D, p.inputs, input, count, rows, left, packed, columns,
                    d_kernel);
       }
       if (recurrent >= 0) {
-        accumulate(p, p.hs, p.H, p.recurrent, recurrent, begin, count, left, packed,
+        accumulate(p, p.hs, p.H, p.recurrent, recurrent, count, rows, left, packed,
                    columns, d_recurrent);
       }
     }
@@ -316,18 +370,36 @@ struct Loop {
     }
   }
 
+  // Step and example of a row of the arrays.
+  static Index step_of(const Problem& p, Index row) {
+    return p.time_major ? row / p.B : row % p.T;
+  }
+  static Index example_of(const Problem& p, Index row) {
+    return p.time_major ? row % p.B : row / p.T;
+  }
+
+  // The next rows of the arrays that are not padding; their number.
+  static Index rows_of_gradient(const Problem& p, Index* next, Index* rows) {
+    Index count = 0;
+    for (; *next < p.T * p.B && count < kGradientRows; ++*next) {
+      const bool all = !p.valid;
+      if (all || !is_padding(p, step_of(p, *next), example_of(p, *next))) {
+        rows[count++] = *next;
+      }
+    }
+    return count;
+  }
+
   // result += (mask * values)^T packed, over some rows.
   static void accumulate(const Problem& p, const float* values, Index width,
-                         const Mask& mask, Index gate, Index begin, Index count,
+                         const Mask& mask, Index gate, Index count, const Index* rows,
                          float* left, const float* packed, Index columns,
                          float* result) {
-    const float* from = values + begin * width;
-    if (mask) {
-      for (Index r = 0; r < count; ++r) {
-        const Index at = begin + r;
-        const Index t = p.time_major ? at / p.B : at % p.T;
-        const Index b = p.time_major ? at % p.B : at / p.T;
-        masked(left + r * width, from + r * width,
+    const float* from = values + rows[0] * width;
+    if (mask || p.valid) {
+      for (Index n = 0; n < count; ++n) {
+        const Index t = step_of(p, rows[n]), b = example_of(p, rows[n]);
+        masked(left + n * width, values + rows[n] * width,
                mask.at(t, b, mask.per_gate ? gate : 0), width);
       }
       from = left;

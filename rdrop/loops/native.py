@@ -157,7 +157,9 @@ class _Native:
 
         advance = _with_derivative(partial(self._advance, keep=True), reference)
         result, kept = advance(*arguments)
-        return result, (None, (arguments, kept))
+        # Static: () if the cotangent of the inputs is wanted, else None.
+        wanted = () if sequences.xs.perturbed else None
+        return result, (None, (arguments, kept, wanted))
 
     def backward(self, saved, cotangents):
         """Returns the cotangents of the arguments of `run`."""
@@ -166,10 +168,13 @@ class _Native:
         if of_fused is not None:
             return self.fused.backward(of_fused, cotangents)
 
+        arguments, kept, wanted = of_native
+
         def reference(arguments, kept, cotangents):
             return jax.vjp(self._reference, *arguments)[1](cotangents)
 
-        return _with_derivative(self._pull, reference)(*of_native, cotangents)
+        pull = partial(self._pull, wanted is not None)
+        return _with_derivative(pull, reference)(arguments, kept, cotangents)
 
     def _reference(self, weights, carry, sequences):
         return fused(self.cell, weights, carry, sequences, self.order)
@@ -197,15 +202,16 @@ class _Native:
         ys, c, h, *kept = call(arguments, shapes)
         return ((c, h) if isinstance(carry, tuple) else h, ys), kept
 
-    def _pull(self, arguments, kept, cotangents):
-        """Returns the cotangents of the arguments."""
+    def _pull(self, wants_xs, arguments, kept, cotangents):
+        """Returns the cotangents of the arguments; zeros for inputs if not wanted."""
         weights, _, sequences = arguments
         d_carry, d_ys = cotangents
         d_c, d_h = d_carry if isinstance(d_carry, tuple) else (_NONE, d_carry)
         call = self._call("rdrop_cpu_backward", sequences.masks)
         kernels = [weights[name].shape for name in WEIGHTS[:2]]
         (_, columns), (units, _) = kernels
-        shapes = [a.shape for a in (kept[0], sequences.xs, d_c, d_h)]
+        xs = sequences.xs if wants_xs else _NONE
+        shapes = [array.shape for array in (kept[0], xs, d_c, d_h)]
         shapes += [*kernels, (columns,), (units,)]
         shared = _shared(weights, sequences)
         results = call((*shared, *kept, d_ys, d_c, d_h), shapes)
@@ -216,7 +222,7 @@ class _Native:
         return (
             {name: d_weights[name] for name in weights},
             d_carry,
-            zeros._replace(xs=d_xs),
+            zeros._replace(xs=d_xs) if wants_xs else zeros,
         )
 
     def _call(self, target, masks):
