@@ -105,8 +105,8 @@ def plan() -> list[tuple[str, str, Case]]:
         for who in ("rdrop", "rdrop-plain", "torch"):
             entries.append(("growth", who, _as_can(who, case)))
     for case in native().values():
-        whos = WITH_NATIVE[:2] if case.noise == "step" else WITH_NATIVE
-        entries += [("native", who, _as_can(who, case)) for who in whos]
+        both = WITH_NATIVE[:2] if case.noise == "step" else WITH_NATIVE
+        entries += [("native", who, _as_can(who, case)) for who in both]
     for case in linear():
         whos = SCANS if case.cell in LINEAR else SCANS[:1]
         entries += [("linear", who, case) for who in whos]

@@ -42,14 +42,19 @@ WEIGHTS = ("kernel", "recurrent_kernel", "bias", "recurrent_bias")
 SHARED = 11  # arguments that both compiled functions have first; residuals follow
 
 
-@cache
 def is_installed() -> bool:
     """Returns whether the compiled code is there, and registers it with XLA."""
+    return _interface() == INTERFACE
+
+
+@cache
+def _interface() -> int | None:
+    """Returns the number of the interface of the compiled code; None without it."""
     if importlib.util.find_spec("rdrop_cpu") is None:
-        return False
+        return None
     import rdrop_cpu
 
-    return rdrop_cpu.INTERFACE == INTERFACE
+    return rdrop_cpu.INTERFACE
 
 
 def check_installed() -> None:
