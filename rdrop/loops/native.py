@@ -118,18 +118,14 @@ def native(
     Raises:
         TypeError: it is differentiated in forward mode.
     """
-    if not supports(cell, weights, carry, sequences):
+    on_cpu = jax.default_backend() == "cpu"
+    if not on_cpu or not supports(cell, weights, carry, sequences):
         return fused(cell, weights, carry, sequences, order)
     loop = _Native(cell, order)
-    compiled = jax.custom_vjp(loop.run)
-    compiled.defvjp(loop.forward, loop.backward, symbolic_zeros=True)
-
-    def default(weights, carry, sequences):
-        return fused(cell, weights, carry, sequences, order)
-
-    arguments = weights, carry, sequences
+    function = jax.custom_vjp(loop.run)
+    function.defvjp(loop.forward, loop.backward, symbolic_zeros=True)
     with reverse_mode_only():
-        return jax.lax.platform_dependent(*arguments, cpu=compiled, default=default)
+        return function(weights, carry, sequences)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +142,12 @@ class _Native:
 
     def run(self, weights, carry, sequences):
         """Returns the result, if no derivative is taken."""
-        return self._advance(weights, carry, sequences, keep=False)[0]
+
+        def compiled(*arguments):
+            return self._advance(*arguments, keep=False)[0]
+
+        arguments = weights, carry, sequences
+        return _on_cpu(compiled, self._reference)(*arguments)
 
     def forward(self, weights, carry, sequences):
         """Returns the result, and what `backward` needs."""
@@ -155,13 +156,14 @@ class _Native:
             result, saved = self.fused.forward(*arguments)
             return result, (saved, None)
 
-        def reference(*arguments):
-            constants = jax.lax.stop_gradient(arguments)
-            _, kept = self._advance(*constants, keep=True)
-            return self._reference(*arguments), kept
+        compiled = partial(self._advance, keep=True)
 
-        advance = _with_derivative(partial(self._advance, keep=True), reference)
-        result, kept = advance(*arguments)
+        def reference(*arguments):
+            _, kept = jax.eval_shape(compiled, *arguments)
+            zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), kept)
+            return self._reference(*arguments), alike(zeros, arguments)[0]
+
+        result, kept = _on_cpu(compiled, reference)(*arguments)
         # Static: () if the cotangent of the inputs is wanted, else None.
         wanted = () if sequences.xs.perturbed else None
         return result, (None, (arguments, kept, wanted))
@@ -176,10 +178,13 @@ class _Native:
         arguments, kept, wanted = of_native
 
         def reference(arguments, kept, cotangents):
-            return jax.vjp(self._reference, *arguments)[1](cotangents)
+            pull = jax.vjp(self._reference, *arguments)[1]
+            d_weights, d_carry, d_sequences = pull(cotangents)
+            return d_weights, d_carry, d_sequences.xs
 
-        pull = partial(self._pull, wanted is not None)
-        return _with_derivative(pull, reference)(arguments, kept, cotangents)
+        compiled = partial(self._pull, wanted is not None)
+        *d_others, d_xs = _on_cpu(compiled, reference)(arguments, kept, cotangents)
+        return *d_others, Sequences(d_xs, None)  # None: masks have no cotangents
 
     def _reference(self, weights, carry, sequences):
         return fused(self.cell, weights, carry, sequences, self.order)
@@ -208,7 +213,7 @@ class _Native:
         return ((c, h) if isinstance(carry, tuple) else h, ys), kept
 
     def _pull(self, wants_xs, arguments, kept, cotangents):
-        """Returns the cotangents of the arguments; zeros for inputs if not wanted."""
+        """Returns the cotangents of weights, carry and inputs, zeros if not wanted."""
         weights, _, sequences = arguments
         d_carry, d_ys = cotangents
         d_c, d_h = d_carry if isinstance(d_carry, tuple) else (_NONE, d_carry)
@@ -223,12 +228,9 @@ class _Native:
         _, d_xs, d_c, d_h, *d_weights = results
         d_weights = dict(zip(WEIGHTS, d_weights, strict=True))
         d_carry = (d_c, d_h) if isinstance(d_carry, tuple) else d_h
-        zeros = jax.tree.map(_no_cotangent, sequences)
-        return (
-            {name: d_weights[name] for name in weights},
-            d_carry,
-            zeros._replace(xs=d_xs) if wants_xs else zeros,
-        )
+        if not wants_xs:
+            d_xs = jnp.zeros_like(sequences.xs)
+        return {name: d_weights[name] for name in weights}, d_carry, d_xs
 
     def _call(self, target, masks):
         options = {
@@ -311,9 +313,14 @@ def _call(
     return function(*arguments)
 
 
-def _with_derivative(function, reference):
-    """Returns a function with the derivative of another one, which is not computed."""
-    differentiable = jax.custom_vjp(function)
+def _on_cpu(compiled, reference):
+    """Returns a function that is compiled on CPU, and elsewhere its reference.
+
+    Its derivative is the one of the reference.
+    """
+
+    def function(*arguments):
+        return jax.lax.platform_dependent(*arguments, cpu=compiled, default=reference)
 
     def forward(*arguments):
         return function(*arguments), arguments
@@ -321,6 +328,7 @@ def _with_derivative(function, reference):
     def backward(arguments, cotangents):
         return jax.vjp(reference, *arguments)[1](cotangents)
 
+    differentiable = jax.custom_vjp(function)
     differentiable.defvjp(forward, backward)
     return differentiable
 
@@ -328,13 +336,6 @@ def _with_derivative(function, reference):
 def _kind_of(mask) -> np.int64:
     """Returns how a mask of a state enters: multiplied, mixed or added."""
     return np.int64(isinstance(mask, Mix) + 2 * isinstance(mask, Add))
-
-
-def _no_cotangent(leaf):
-    """Returns the cotangent of an argument that has none."""
-    if leaf.dtype == bool:
-        return np.zeros(leaf.shape, jax.dtypes.float0)
-    return jnp.zeros_like(leaf)
 
 
 def _is_symbol(cotangent) -> bool:

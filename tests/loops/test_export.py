@@ -12,6 +12,12 @@ import rdrop
 RNN = rdrop.RNN(rdrop.LSTMCell(3))
 
 
+@pytest.fixture(autouse=True)
+def without_compiled_code(monkeypatch):
+    """The statements here are about the fused loop."""
+    monkeypatch.setattr("rdrop.loops.run.is_installed", lambda: False)
+
+
 def make_step(dropout):
     def step(params, xs, key_data):
         keys = rdrop.stream_keys(jax.random.wrap_key_data(key_data))

@@ -26,6 +26,12 @@ from rdrop import Bernoulli, Dropout
 # Work.
 
 
+@pytest.fixture(autouse=True)
+def without_compiled_code(monkeypatch):
+    """The statements here are about the fused loop."""
+    monkeypatch.setattr("rdrop.loops.run.is_installed", lambda: False)
+
+
 def loops_over_time(function, *arguments):
     """The text of each loop of a program, without what its results do not depend on."""
     program = jax.make_jaxpr(function)(*arguments).jaxpr
