@@ -176,6 +176,7 @@ class _Native:
             return self.fused.backward(of_fused, cotangents)
 
         arguments, kept, wanted = of_native
+        cotangents = alike(cotangents, arguments)[0]
 
         def reference(arguments, kept, cotangents):
             pull = jax.vjp(self._reference, *arguments)[1]
