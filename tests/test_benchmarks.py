@@ -21,6 +21,7 @@ def test_its_tables_are_those_of_the_results():
         assert shown == table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("contender", ["rdrop", "torch", "flax"])
 def test_contenders_run(contender, train):

@@ -14,6 +14,7 @@ SMALL = recurrent_ppo.Settings(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("kind", "per"),

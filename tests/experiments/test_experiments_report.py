@@ -214,6 +214,7 @@ def test_a_long_table_says_that_it_is_cut(plane, unrendered):
     assert "The first 3 of 6 are shown." in text
 
 
+@pytest.mark.slow
 def test_rows_are_cards_on_a_phone(plane, unrendered):
     html = report.write_report([plane]).read_text()
     assert "@media (max-width: 700px)" in html

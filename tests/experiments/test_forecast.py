@@ -256,6 +256,7 @@ def as_users_run_it():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_users_run_it")
 def test_an_ensemble_is_the_mixture_of_the_seeds(run):
     alone, together = evaluate_sequences(run, ensemble=True)

@@ -670,6 +670,8 @@ def test_the_mean_over_windows_is_that_of_perplexities(corpus, params):
     assert counts == [8, 8, 6]
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_without_a_carry_each_window_is_a_text_of_its_own(corpus, params):
     config = make_config(train=dataclasses.replace(TRAIN, carry=False))
     model, (noise,) = make_model(config, V), noises([config])
@@ -760,6 +762,7 @@ def test_one_mask_of_h_serves_its_layer_and_the_one_above(rng, params, drawn):
     np.testing.assert_allclose(reading.logits, logits, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_tokens_without_an_embedding_are_one_hot(rng):
     options = Model(embedding=0, units=6, layers=1, init=0.3)
     model = make_model(make_config(options), V)

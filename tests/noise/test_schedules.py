@@ -55,6 +55,7 @@ def assert_values(named):
         np.testing.assert_allclose(schedules[0](step), expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_values_at_steps():
     assert_values(BY_STEP.values())
 
