@@ -21,6 +21,7 @@ import numpy as np
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import Field, TypeAdapter, with_config
 from sqlalchemy.exc import SQLAlchemyError
@@ -109,14 +110,18 @@ class Study:
         _make(folder)
         with self._alone():
             _check(folder, space.sweep)
-            self._study = optuna.create_study(
-                storage=f"sqlite:///{folder.absolute() / STUDY}",
-                study_name="search",
-                sampler=RandomSampler(),
-                load_if_exists=True,
-            )
-            self._check_rules()
-            self._check_files()
+            self._storage = RDBStorage(f"sqlite:///{folder.absolute() / STUDY}")
+            try:
+                self._study = optuna.create_study(
+                    storage=self._storage,
+                    study_name="search",
+                    sampler=RandomSampler(),
+                    load_if_exists=True,
+                )
+                self._check_rules()
+                self._check_files()
+            finally:
+                self._close()
 
     def __enter__(self) -> "Study":
         folder = self.folder / PROCESSES
@@ -133,6 +138,7 @@ class Study:
         with self._alone():
             self._path.unlink(missing_ok=True)
             self._file.close()
+            self._close()
 
     def claim(self, most: int, lanes: float | int) -> dict[int, Trial]:
         """Returns trials for this process to train, by their places in the study.
@@ -165,6 +171,11 @@ class Study:
             write_lines(self.folder / TRIALS, [{**line} for line in lines])
             for line in results:
                 self._end(trials[line["trial"]], line)
+
+    def _close(self) -> None:
+        """Closes the connections; the next use opens one."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def _trials(self) -> list[FrozenTrial]:
         """Returns the trials in their order, without those that were dropped."""
