@@ -138,7 +138,7 @@ def drawings(found: Found) -> dict[str, Drawing]:
 
 def _progress(found: Found) -> list[Scene]:
     epochs = found.sweep.base.train.epochs
-    cost = [line["epochs"] * len(line["seeds"]) / epochs for line in found.trials]
+    cost = (spent_lanes([line], epochs) for line in found.trials)
     at = list(itertools.accumulate(cost))
     ended = [
         loss_of(line) if line["status"] == "finished" else np.inf

@@ -40,24 +40,52 @@ def open_run(folder: Path, sweep: Sweep) -> Iterator[None]:
         ConfigError: the folder belongs to another config, is not a run, is in use by
             another process, or cannot be written.
     """
+    make_folder(folder, CONFIG, "run")
+    with _locked(folder):
+        keep_config(folder / CONFIG, sweep, "run")
+        yield
+
+
+def make_folder(folder: Path, config: str, kind: str) -> None:
+    """Creates a folder, unless it is there.
+
+    Args:
+        folder: of a run or a study.
+        config: name of the file that each of this kind has.
+        kind: "run" or "study".
+
+    Raises:
+        ConfigError: it is something else, or cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         holds = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written: {error.strerror}.") from None
-    if CONFIG not in holds:
-        foreign = [n for n in holds if n != LOCK and not n.endswith(".partial")]
-        if foreign:
-            raise ConfigError(
-                f"{folder}: has {foreign[0]} but is not a run; use another folder with "
-                "--out."
-            )
-    with _locked(folder):
-        if CONFIG in holds:
-            _check_config(folder, sweep)
-        else:
-            write_text(folder / CONFIG, axes.to_toml(sweep))
-        yield
+    foreign = [n for n in holds if n != LOCK and not n.endswith(".partial")]
+    if foreign and config not in holds:
+        raise ConfigError(
+            f"{folder}: has {foreign[0]} but is not a {kind}; use another folder with "
+            "--out."
+        )
+
+
+def keep_config(path: Path, sweep: Sweep, kind: str) -> None:
+    """Writes the config of a run or study, or checks that it is the same.
+
+    Raises:
+        ConfigError: it is another one; the text names what differs.
+    """
+    if not path.exists():
+        write_text(path, axes.to_toml(sweep))
+        return
+    before = axes.make_sweep(axes.read_toml(path), str(path), type(sweep.base))
+    if changed := axes.differences(before, sweep):
+        more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
+        raise ConfigError(
+            f"{path.parent}: is a {kind} of another config "
+            f"({'; '.join([*changed[:SHOWN], *more])}); use another folder with --out."
+        )
 
 
 def read_sweep(folder: Path, kind: type = Config) -> Sweep:
@@ -70,16 +98,6 @@ def read_sweep(folder: Path, kind: type = Config) -> Sweep:
     if not path.is_file():
         raise ConfigError(f"{folder}: is not the folder of a run: no {CONFIG}.")
     return axes.make_sweep(axes.read_toml(path), str(path), kind)
-
-
-def _check_config(folder: Path, sweep: Sweep) -> None:
-    before = read_sweep(folder, type(sweep.base))
-    if changed := axes.differences(before, sweep):
-        more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
-        raise ConfigError(
-            f"{folder}: is a run of another config "
-            f"({'; '.join([*changed[:SHOWN], *more])}); use another folder with --out."
-        )
 
 
 @contextlib.contextmanager

@@ -35,14 +35,13 @@ from experiments.runs.files import (
     parse,
     read_file,
     write_lines,
-    write_text,
 )
+from experiments.runs.folder import LOCK, keep_config, make_folder
 from experiments.search.space import Space
 
 STUDY = "study.sqlite3"
 TRIALS = "trials.jsonl"
 CONFIG = "search.toml"
-LOCK = ".lock"
 PROCESSES = "processes"
 SamplerName: TypeAlias = Literal["tpe", "cmaes", "random"]
 Loss: TypeAlias = float | None
@@ -107,9 +106,9 @@ class Study:
     def __init__(self, folder: Path, space: Space, rules: Rules):
         self.folder, self.space, self.rules = folder, space, rules
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        _make(folder)
+        make_folder(folder, CONFIG, "study")
         with self._alone():
-            _check(folder, space.sweep)
+            keep_config(folder / CONFIG, space.sweep, "study")
             self._storage = RDBStorage(f"sqlite:///{folder.absolute() / STUDY}")
             try:
                 self._study = optuna.create_study(
@@ -367,31 +366,3 @@ def best_first(results: Sequence[Result]) -> list[Result]:
 
 def _place(line: Result) -> int:
     return line["trial"]
-
-
-def _make(folder: Path) -> None:
-    """Creates the folder; raises a ConfigError if it is something else."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        holds = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written: {error.strerror}.") from None
-    foreign = [n for n in holds if n != LOCK and not n.endswith(".partial")]
-    if foreign and CONFIG not in holds:
-        raise ConfigError(
-            f"{folder}: has {foreign[0]} but is not a study; use another folder with "
-            "--out."
-        )
-
-
-def _check(folder: Path, sweep: Sweep) -> None:
-    """Writes the config of a study, or checks it."""
-    path = folder / CONFIG
-    if not path.exists():
-        write_text(path, axes.to_toml(sweep))
-        return
-    if changed := axes.differences(read_study(folder)[0], sweep):
-        raise ConfigError(
-            f"{folder}: is a study of another config ({'; '.join(changed[:4])}); use "
-            "another folder with --out."
-        )

@@ -21,7 +21,7 @@ from experiments.search.study import (
     Study,
     best_first,
     loss_of,
-    read_study,
+    read_results,
 )
 from experiments.statistics import count_text
 
@@ -98,7 +98,7 @@ def tune(
     rules = Rules(search.sampler, search.halving, loss, loaded.fingerprint)
     with Study(folder, space, rules) as study:
         done = _search(study, loaded, search)
-    if results := best_first(read_study(folder)[1]):
+    if results := best_first(read_results(folder)):
         write_text(folder / BEST, best_config(sweep, results[0]))
         conclude(folder)
     else:
@@ -136,7 +136,7 @@ def _search(study: Study, loaded: Loaded, search: Search) -> bool:
 
 def _standing(folder: Path) -> str:
     """Returns how many trials there are, and the best of them, in words."""
-    results = read_study(folder)[1]
+    results = read_results(folder)
     count = count_text(len(results), "trial")
     if not (best := best_first(results)):
         return f"{count}, none of them to the end."
