@@ -33,7 +33,7 @@ sanitize: .venv/.ready ## test the compiled loop with the sanitizers of the comp
 	$(BIN)/cmake --build .venv/sanitize
 	ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		RDROP_CPU_LIBRARY=.venv/sanitize/librdrop_cpu.so \
+		PYTHONPATH=native RDROP_CPU_LIBRARY=.venv/sanitize/librdrop_cpu.so \
 		$(BIN)/python -m pytest tests/loops/test_native.py
 
 bench: .venv/.ready-bench ## time rdrop's loops beside Keras, PyTorch and flax
