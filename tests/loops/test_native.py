@@ -73,7 +73,11 @@ def marks_of(setting, batch, time):
 
 
 def assert_native_is_plain(cell, setting, shape, tolerance=1e-4):
-    """In values and gradients, relative to the largest of each array."""
+    """In values and gradients, relative to the largest of each array.
+
+    Noise that doubles a state at each step amplifies rounding, so that the plain loop
+    in float32 is further away, too: the compiled one may be as far.
+    """
     batch, time, features, units = shape
     lengths, resets = marks_of(setting, batch, time)
     problem = problem_of(cell, shape, setting.time_major)
@@ -87,18 +91,20 @@ def assert_native_is_plain(cell, setting, shape, tolerance=1e-4):
         (_, values), gradients = both(*as_type(dtype, problem))
         return values, gradients
 
-    expected, actual = run("plain", jnp.float64), run("native", jnp.float32)
-    for a, b in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        assert a.dtype == jnp.float32
-        a, b = np.asarray(a), np.asarray(b)
-        assert abs(a - b).max() <= tolerance * max(abs(b).max(), 1e-3)
+    loops = ("native", jnp.float32), ("plain", jnp.float32), ("plain", jnp.float64)
+    results = [jax.tree.leaves(run(*loop)) for loop in loops]
+    for leaves in zip(*results, strict=True):
+        assert leaves[0].dtype == jnp.float32
+        actual, rounded, exact = map(np.asarray, leaves)
+        allowed = tolerance * max(abs(exact).max(), 1e-3)
+        assert abs(actual - exact).max() <= max(allowed, 4 * abs(rounded - exact).max())
 
 
 def supported_noise(dropout, sites):
     """The noise on the sites of a cell; a site without gates has one mask."""
 
     def fit(site, noise):
-        if sites[site].gates == 1 and getattr(noise, "gates", "") == "each":
+        if sites[site].gates == 1 and isinstance(noise, Bernoulli | Additive):
             return noise.replace(gates="shared")
         return noise
 
