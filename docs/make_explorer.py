@@ -33,24 +33,10 @@ CELLS = {
 }
 """Cells by name, with the letters of all gates, and of the gates that are masked."""
 
-# A version of a library that is not a preset: the docstring of `presets.keras` has it.
-OLD_KERAS = {
-    "name": "keras3.0",
-    "label": "Keras 3.0 to 3.7",
-    "group": "libraries",
-    "about": "x_t into the cell and h_{t-1} itself, held",
-    "equation": "h_{t-1} is m_h * h_{t-1} everywhere, so in a GRU the leak path is "
-    "masked too: h_t = z * (m_h * h_{t-1}) + (1 - z) * n_t",
-    "source": "",
-    "call": "rdrop.Dropout(inputs=rdrop.Bernoulli({dropout}), "
-    "hidden_state=rdrop.Bernoulli({recurrent_dropout}))",
-    "rates": ["dropout", "recurrent_dropout"],
-    "options": {},
-}
 KERAS = "{cell}(6, dropout={dropout}, recurrent_dropout={recurrent_dropout})"
 ELSEWHERE = {
     "keras": ("Keras 3.8 and newer", "import keras\n\nkeras.layers." + KERAS),
-    "keras3.0": ("Keras 3.0 to 3.7", "import keras\n\nkeras.layers." + KERAS),
+    "keras3_0": ("Keras 3.0 to 3.7", "import keras\n\nkeras.layers." + KERAS),
     "keras2": ("Keras 2", "import tf_keras\n\ntf_keras.layers." + KERAS),
     "keras2_fused": (
         "Keras 2",
@@ -109,11 +95,6 @@ def make_page() -> str:
 def data() -> dict[str, Any]:
     """Returns all that the page knows of rdrop."""
     names = dict.fromkeys(name.split()[0] for name in presets.EXAMPLES)
-    methods = [_preset(name) for name in names]
-    keras = methods[list(names).index("keras")]
-    methods.insert(
-        methods.index(keras) + 1, OLD_KERAS | {"docstring": keras["docstring"]}
-    )
     steps, units = np.meshgrid(np.arange(TIME), np.arange(UNITS), indexing="ij")
     return {
         "units": UNITS,
@@ -124,7 +105,7 @@ def data() -> dict[str, Any]:
             for name, site in SITES.items()
         },
         "cells": {name: _cell(name) for name in CELLS},
-        "methods": [_with_forms(method) for method in methods],
+        "methods": [_with_forms(_preset(name)) for name in names],
     }
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "keras",
     "keras2",
     "keras2_fused",
+    "keras3_0",
     "lamb",
     "melis",
     "moon",
@@ -207,13 +208,27 @@ def keras(dropout: Rate, recurrent_dropout: Rate = 0.0) -> Dropout:
     with any other, or one that is not a Python number, each gate has separate masks
     (implementation 1). Keras ignores a rate of 1 in LSTM and GRU; rdrop does not.
     SimpleRNN has no gates: use `gal` with a `SimpleCell`. Checked:
-    keras/src/layers/rnn, lstm.py, gru.py and dropout_rnn_cell.py. Keras 3.0 to
-    3.7 shared both masks among the gates, and GRU masked the leak path too:
-    Dropout(inputs=Bernoulli(a), hidden_state=Bernoulli(b)).
+    keras/src/layers/rnn, lstm.py, gru.py and dropout_rnn_cell.py. `keras3_0` has the
+    earlier versions.
     """
     if isinstance(recurrent_dropout, (int, float)) and recurrent_dropout == 0:
         return Dropout(inputs=Bernoulli(dropout))
     return keras2(dropout, recurrent_dropout)
+
+
+def keras3_0(dropout: Rate, recurrent_dropout: Rate) -> Dropout:
+    """x_t into the cell and h_{t-1} itself, held: Keras 3.0 to 3.7.
+
+    z = W (m_x * x_t) + U (m_h * h_{t-1}), and in a GRU the leak path is masked too:
+    h_t = z * (m_h * h_{t-1}) + (1 - z) * n_t. Held, each example, gates share;
+    inverted, so that a unit of a GRU that is kept grows at each step. For a sequence
+    that begins with a state of zero: Keras masks an initial state too, rdrop does not.
+    Checked: keras/src/layers/rnn, gru.py, lstm.py and simple_rnn.py of 3.0.0 to 3.7.0;
+    3.7.0 was run with the same masks. 3.8 repaired it (keras-team/keras, pull requests
+    20656 and 20663). Keras 3.0 and 3.1 drew the mask of h at the rate `dropout` (pull
+    request 19397): give them `keras3_0(dropout, dropout)`.
+    """
+    return Dropout(inputs=Bernoulli(dropout), hidden_state=Bernoulli(recurrent_dropout))
 
 
 def keras2_fused(dropout: Rate) -> Dropout:
@@ -345,6 +360,7 @@ EXAMPLES: dict[str, Callable[[], Layers]] = {
     "melis": lambda: melis(0.5, 0.5, 0.5, 0.5, layers=3),
     "keras (dropout only)": lambda: keras(0.5),
     "keras": lambda: keras(0.5, 0.5),
+    "keras3_0": lambda: keras3_0(0.5, 0.5),
     "keras2_fused": lambda: keras2_fused(0.5),
     "keras2": lambda: keras2(0.5, 0.5),
     "tf1_variational": lambda: tf1_variational(0.5, 0.5, 0.5),

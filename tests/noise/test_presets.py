@@ -97,6 +97,10 @@ EXPECTED = [  # each preset, and the value written out
         presets.keras(0.1, 0.2),
         Dropout(inputs=held(0.1, gates="each"), recurrent=held(0.2, gates="each")),
     ),
+    (
+        presets.keras3_0(0.1, 0.2),
+        Dropout(inputs=held(0.1), hidden_state=held(0.2)),
+    ),
     (presets.keras2_fused(0.1), Dropout(inputs=per_step(0.1))),
     (
         presets.keras2(0.1, 0.2),
@@ -143,8 +147,8 @@ EXPECTED = [  # each preset, and the value written out
 RATES = {  # every preset, and how many rates it takes
     "pham": 1, "zaremba": 1, "gal": 3, "semeniuta": 1, "moon": 1, "zoneout": 2,
     "awd": 4, "cheng": 1, "melis": 4, "keras": 2, "keras2_fused": 1, "keras2": 2,
-    "tf1_variational": 3, "tf1_layernorm": 1, "torch": 1, "allennlp": 1, "haste": 2,
-    "lamb": 4,
+    "keras3_0": 2, "tf1_variational": 3, "tf1_layernorm": 1, "torch": 1,
+    "allennlp": 1, "haste": 2, "lamb": 4,
 }  # fmt: skip
 STACKED = ("zaremba", "gal", "awd", "melis", "torch", "lamb")
 
@@ -222,6 +226,43 @@ def test_keras_gives_each_gate_its_mask_otherwise(rate):
 def test_keras_traced_zero_is_data():
     traced = jax.jit(lambda rate: presets.keras(0.5, rate))(0.0)
     assert traced.recurrent.gates == "each"
+
+
+def gru_of_keras_3_7(params, xs, mask_x, mask_h):
+    """The outputs of `GRUCell.call` of Keras 3.7.0, in NumPy."""
+    ys = []
+    h = np.zeros_like(mask_h)
+    for x in np.moveaxis(xs, 1, 0):
+        h = h * mask_h
+        x_z, x_r, x_n = np.split(
+            (x * mask_x) @ params["kernel"] + params["bias"], 3, -1
+        )
+        h_z, h_r, h_n = np.split(h @ params["recurrent_kernel"], 3, -1)
+        z, r = (1 / (1 + np.exp(-a)) for a in (x_z + h_z, x_r + h_r))
+        n = np.tanh(x_n + r * (h_n + params["recurrent_bias"]))
+        h = z * h + (1 - z) * n
+        ys.append(h)
+    return np.stack(ys, 1)
+
+
+def test_keras3_0_is_the_gru_of_keras_3_7(rng):
+    batch, time, features, units = 4, 6, 3, 5
+    gru = rdrop.RNN(rdrop.GRUCell(units, param_dtype=jnp.float64))
+    xs = rng.normal(size=(batch, time, features))
+    shapes = jax.eval_shape(gru.init, jax.random.key(0), jnp.asarray(xs))
+    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape)), shapes)
+    masks = rdrop.draw(
+        presets.keras3_0(0.3, 0.4),
+        rdrop.stream_keys(jax.random.key(0)),
+        gru.cell.sites(features),
+        batch,
+    )
+    mask_x, mask_h = (np.float64(m[:, 0]) for m in (masks.inputs, masks.hidden_state))
+    assert set(mask_h.ravel()) == {0, np.float32(1 / 0.6)}
+    _, actual = gru.apply(params, jnp.asarray(xs), masks)
+    weights = jax.tree.map(np.asarray, params["params"])
+    expected = gru_of_keras_3_7(weights, xs, mask_x, mask_h)
+    np.testing.assert_allclose(actual, expected, rtol=1e-9)
 
 
 def test_rate_outside_the_unit_interval_is_rejected():
