@@ -5,7 +5,7 @@ NEWEST ?= python3.13
 TESTS ?=
 BIN := .venv/bin
 
-.PHONY: ablation methods concrete native sanitize bench docs notebooks test test-slow test-newest \
+.PHONY: ablation methods concrete native sanitize bench docs site-check notebooks test test-slow test-newest \
 	oracles lint format clean help
 
 help: ## list the targets
@@ -41,6 +41,9 @@ bench: .venv/.ready-bench ## time rdrop's loops beside Keras, PyTorch and flax
 
 docs: .venv/.ready-docs ## build the documentation in site/, warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+site-check: .venv/.ready-docs .venv/.ready-browser ## build the site, and check it in Chromium
+	$(BIN)/python docs/check_site.py
 
 notebooks: .venv/.ready-notebooks ## run the notebooks, and write them as .ipynb files
 	$(BIN)/jupytext --to ipynb --execute notebooks/*.py
@@ -99,6 +102,10 @@ clean: ## remove the environments, the caches and the site, not the runs
 
 .venv/.ready-docs: .venv/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+.venv/.ready-browser: .venv/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready

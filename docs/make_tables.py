@@ -51,7 +51,7 @@ def papers() -> dict[Path, Paper]:
 def results_table() -> str:
     """Returns the rows that were run, as a Markdown table."""
     lines = [
-        "| paper, row | | published | ours | difference | seeds, time, device |",
+        "| paper, row | figure | published | ours | difference | seeds, time, device |",
         "|---|---|---|---|---|---|",
     ]
     for path, paper in papers().items():
@@ -70,7 +70,7 @@ def results_table() -> str:
 
 def short_results_table() -> str:
     """Returns the test figures of the rows that were run, for the README."""
-    lines = ["| paper, row | published | rdrop | |", "|---|---|---|---|"]
+    lines = ["| paper, row | published | rdrop | result |", "|---|---|---|---|"]
     for path, paper in papers().items():
         result = read_result(path)
         compared = compare(paper, result) if result else []

@@ -1,7 +1,6 @@
 """The explorer is the generated page; in a browser, its numbers are rdrop's."""
 
 import re
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import pytest
 import rdrop
 from rdrop import presets
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LARGEST = 300_000  # bytes
 DRAWS = 100
 SIZES = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
@@ -47,17 +45,9 @@ def explorer(monkeypatch, pytestconfig):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-gpu"]
-        )
+def browser(check_site):
+    with check_site.open_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture
