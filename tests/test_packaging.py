@@ -134,6 +134,15 @@ def test_metadata_say_what_it_is(built):
     assert built.metadata["Requires-Python"] == [">=3.11"]
 
 
+def test_the_version_is_that_of_the_changelog():
+    """A version is unreleased in the changelog as long as it is one of development."""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    version, day = re.search(r"^## \[(.+)\] - (.+)$", changelog, re.MULTILINE).groups()
+    assert rdrop.__version__.removesuffix(".dev0") == version
+    assert rdrop.__version__.endswith(".dev0") == (day == "unreleased")
+    assert day == "unreleased" or re.fullmatch(r"\d{4}-\d{2}-\d{2}", day)
+
+
 INSTALL = re.compile(r"(?:pip|uv|pipx|poetry)3? (?:\w+ )?(?:install|add)\b([^\n`]*)")
 EXTRAS = re.compile(r"(?:\brdrop|\brnn-dropout-jax|\.)\[([\w,]+)\]")
 # Options of pip are not names; a name ends before its version or extra.
