@@ -44,8 +44,8 @@ def to_dict(dropout: Dropout | Sequence[Dropout]) -> dict[str, Any]:
         dropout: one, or a sequence with one per layer.
 
     Returns:
-        A dict of its sites, each a dict of its kind and options; or `{"layers": [...]}`
-        with a list of such dicts.
+        A dict of its sites, each a dict of its kind and options; for a sequence a dict
+        with such dicts as the list "layers".
 
     Raises:
         TypeError: `dropout` is of another type.
