@@ -284,7 +284,7 @@ def fit_temperature(
         labels: the right classes, integers in [0, C).
 
     Returns:
-        T, or the nearest end of [1e-3, 1e3] if the minimum lies outside: the lower end
+        T, or the nearest end of [1e-3, 1e3] if the minimum lies outside; the lower end
         if all predictions are right, the upper one if they are not better than chance,
         or if a right class has probability 0. It is constant under differentiation.
 

@@ -89,8 +89,8 @@ def to_flax(params: Mapping[str, Any], module: Any = None) -> Any:
             of them, with the shapes and dtypes of `params`.
 
     Returns:
-        Without a module, the variables of a bare cell (an `nn.RNN` stores them under
-        {"params": {"cell": ...}}) or of an `nn.Bidirectional`; for a `Stack` a list.
+        Without a module, the variables of a bare cell (an `nn.RNN` stores them as
+        "cell" below "params") or of an `nn.Bidirectional`; for a `Stack` a list.
 
     Raises:
         TypeError: a module of another class.
