@@ -93,7 +93,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[Site]:
-    """Serves a folder below `PREFIX`, and nothing beside it."""
+    """Serves a folder below `PREFIX`; all other addresses are missing."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def translate_path(self, path: str) -> str:
