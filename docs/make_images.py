@@ -13,6 +13,7 @@ import make_linear
 import numpy as np
 from make_tables import papers
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import rdrop
 from experiments import report
@@ -80,6 +81,7 @@ def draw_papers() -> Figure:
         axes.set_ylim(0.97 * low, 1.5 * low)
         axes.set_title(path.stem, fontsize=9)
         axes.set_xlabel("epoch", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(result["unit"], fontsize=8)
         axes.tick_params(labelsize=8)
     for axes in panels[len(rows) :]:

@@ -32,6 +32,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import rdrop
 
@@ -386,6 +387,7 @@ def draw(axes, title: str, rates, returns, every: int) -> None:
     """Curves of the return with noise; a band is a standard error to both sides."""
     axes.set(title=title, ylim=(0, 1), xlabel="updates", ylabel="return with noise")
     axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     updates = every * np.arange(1, returns.shape[2] + 1)
     for rate, curves, colour in zip(rates, returns[..., 0], COLOURS, strict=False):
         mean, error = over_seeds(curves)

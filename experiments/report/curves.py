@@ -54,6 +54,7 @@ def rate_curves(data: xr.Dataset) -> list[Scene]:
             if single
             else losses,
             log_x=spans_decades(series.x),
+            whole_x=data[path].dtype.kind == "i",
             level=None if base is None else _mean(data, base),
             chosen=best[path] if best else None,
             size=(360, 210) if single else (150, 110),
@@ -79,6 +80,7 @@ def race_curves(data: xr.Dataset) -> list[Scene]:
                 [line],
                 shown,
                 log_y=False,
+                whole_x=True,
                 level=0.0,
                 size=(200, 130),
                 legend=False,
@@ -120,7 +122,9 @@ def learned_rates(data: xr.Dataset) -> list[Scene]:
         ]
         title = f"Learned rate, {name.removeprefix('rate_')}"
         ends = ", ".join(f"{line.y[-1]:.3f}" for line in series)
-        panel = Panel(title, "epoch", "rate", series, _range(series), log_y=False)
+        panel = Panel(
+            title, "epoch", "rate", series, _range(series), log_y=False, whole_x=True
+        )
         scenes.append(draw_panel(panel, f"{title}: ends at {ends}."))
     return scenes
 
@@ -248,7 +252,7 @@ def _losses_by_epoch(data: xr.Dataset, shown) -> list[Scene]:
             for run, setting, style, name in shown
         ]
         label = lanes.loss_label(data, split).removeprefix(f"{split} ")
-        panel = Panel(title, "epoch", label, series, _range(series))
+        panel = Panel(title, "epoch", label, series, _range(series), whole_x=True)
         ends = "; ".join(f"{line.name} {line.y[-1]:.3f}" for line in series)
         scenes.append(
             draw_panel(panel, f"{title} against epochs, lower is better. Last: {ends}.")

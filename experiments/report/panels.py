@@ -48,6 +48,7 @@ class Panel(NamedTuple):
         series: the lines.
         y_range: values that the vertical scale must hold, also of other panels.
         log_y, log_x: whether the scales may be logarithmic.
+        whole_x: whether the ticks of x are whole numbers, as of epochs and seeds.
         level: the height of a dashed line, such as the baseline; None without one.
         chosen: the x of the value chosen on validation data.
         size: width and height of the area with the lines.
@@ -62,6 +63,7 @@ class Panel(NamedTuple):
     y_range: Float[np.ndarray, "..."]
     log_y: bool = True
     log_x: bool = False
+    whole_x: bool = False
     level: float | None = None
     chosen: float | None = None
     size: tuple[float, float] = (360, 210)
@@ -78,7 +80,7 @@ def draw_panel(panel: Panel, alt: str) -> Scene:
     ticks = max(text_width(f"{value:g}", 11) for value in y.ticks())
     left = 30 + max(28.0, ticks)
     x_values = [v for series in panel.series for v in series.x] or [0, 1]
-    x = fit_scale(x_values, left, left + width, panel.log_x)
+    x = fit_scale(x_values, left, left + width, panel.log_x, panel.whole_x)
     shapes: list[Any] = [Label(8, 17, panel.title, 13, bold=True)]
     for n, row in enumerate(rows):
         shapes += _legend(row, 8, 36 + 18 * n)

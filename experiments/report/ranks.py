@@ -30,7 +30,7 @@ def critical_differences(over: OverDataSets) -> list[Scene]:
     names = [label(setting) for setting in over.settings]
     widths = [max(text_width(names[n], 12) for n in side) for side in sides]
     left = widths[0] + 40
-    scale = Scale(1, len(over.settings), left, left + AXIS)
+    scale = Scale(1, len(over.settings), left, left + AXIS, whole=True)
     width = left + AXIS + 40 + widths[1]
     groups = [group for group in ranks.groups if group[0] in shown]
     under = TOP + 12 + BAR * len(groups)

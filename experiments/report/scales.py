@@ -17,6 +17,7 @@ class Scale(NamedTuple):
         low, high: the range of the data.
         start, end: the pixels of its ends.
         log: whether it is logarithmic.
+        whole: whether its ticks are whole numbers, as of epochs and seeds.
     """
 
     low: float
@@ -24,6 +25,7 @@ class Scale(NamedTuple):
     start: float
     end: float
     log: bool = False
+    whole: bool = False
 
     def place(self, value: Number) -> float:
         """Returns the pixel of a value; values outside the range are at its ends."""
@@ -42,7 +44,9 @@ class Scale(NamedTuple):
             found = self._within(LogLocator(subs=subs, numticks=20))
             if len(found) >= 3:
                 return found
-        return self._within(MaxNLocator(most, steps=[1, 2, 5, 10]))
+        return self._within(
+            MaxNLocator(most, steps=[1, 2, 5, 10], integer=self.whole, min_n_ticks=1)
+        )
 
     def _within(self, locator) -> list[float]:
         values = locator.tick_values(self.low, self.high)
@@ -50,7 +54,8 @@ class Scale(NamedTuple):
         inside = [
             float(v) for v in values if self.low - slack <= v <= self.high + slack
         ]
-        return [round(value, 12) for value in inside]
+        found = [round(value, 12) for value in inside]
+        return [v for v in found if v.is_integer()] if self.whole else found
 
 
 def fit_scale(
@@ -58,19 +63,21 @@ def fit_scale(
     start: Number,
     end: Number,
     log: bool = False,
+    whole: bool = False,
 ) -> Scale:
     """Returns a scale that holds all finite values with a small margin.
 
-    With `log`, it is logarithmic if all values are above 0.
+    With `log`, it is logarithmic if all values are above 0; with `whole`, its ticks are
+    whole numbers.
     """
     flat = np.asarray(values, float).reshape(-1)
     flat = flat[np.isfinite(flat)]
     low, high = (float(flat.min()), float(flat.max())) if flat.size else (0.0, 1.0)
     if log and low > 0:
         margin = max(1.02, (high / low) ** 0.04)
-        return Scale(low / margin, high * margin, start, end, log=True)
+        return Scale(low / margin, high * margin, start, end, True, whole)
     margin = 0.04 * (high - low) or 0.05 * abs(high) or 0.5
-    return Scale(low - margin, high + margin, start, end)
+    return Scale(low - margin, high + margin, start, end, whole=whole)
 
 
 def spans_decades(values: Float[np.ndarray, "..."] | list) -> bool:

@@ -57,7 +57,7 @@ def learn(setting, seed):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """All pictures of five kinds of runs, of two together, and over data sets."""
+    """All pictures of seven kinds of runs, of two together, and over data sets."""
     tmp_path = tmp_path_factory.mktemp("runs")
     starts = {PLANE[0]: [0.1, 0.5], PLANE[1]: [0.1, 0.5]}
     folders = {
@@ -70,8 +70,16 @@ def pictures(tmp_path_factory):
         "units": make_folder(
             tmp_path / "units", {"model.units": [32, 64, 1024]}, 3, by_rate
         ),
+        "layers": make_folder(
+            tmp_path / "layers", {"model.layers": [1, 2]}, 3, by_rate
+        ),
+        "race": make_folder(
+            tmp_path / "race", {"dropout.rate": [0.0, 0.5]}, 6, by_rate
+        ),
     }
     found = {kind: runs.load(folder) for kind, folder in folders.items()}
+    found["race"] = found["race"].assign_attrs(race="settled")
+    found["learned"] = found["learned"].isel(evaluation=slice(2))
     others = [found["plane"].assign_attrs(name=n, data=n) for n in ("other", "third")]
     groups = {kind: [run] for kind, run in found.items()}
     groups["several"] = [found["plane"], found["learned"]]
@@ -107,8 +115,24 @@ def test_texts_overlap_no_other_text_and_stay_inside(pictures):
             assert not overlap(a, b), (name, one.text, other.text)
     assert kinds == {
         *("plane", "comparisons", "methods", "rate_curves", "learning_curves"),
-        *("learned_rates", "learned_on_plane", "changes", "ranks"),
+        *("learned_rates", "learned_on_plane", "changes", "ranks", "race"),
     }
+
+
+def test_numbers_that_are_counts_have_whole_ticks(pictures):
+    counts = {"epoch", "seeds", "model.layers", "model.units"}
+    seen = set()
+    for name, scene in pictures:
+        labels = [shape for shape in flat_shapes(scene) if isinstance(shape, Label)]
+        axes = [label for label in labels if label.text in counts]
+        ticks = [label for a in axes for label in labels if label.y == a.y - 18]
+        if name[1] == "ranks":
+            ticks = [label for label in labels if label.y == 53]
+        for tick in ticks:
+            assert float(tick.text).is_integer(), (name, tick.text)
+        if ticks:
+            seen |= {name[1], *(label.text for label in axes)}
+    assert seen >= counts | {"ranks", "race", "learned_rates", "learning_curves"}
 
 
 def test_names_of_axes_overlap_no_cell(pictures):
@@ -193,6 +217,10 @@ def test_scales_place_and_tick():
     assert log.place(0.1) == pytest.approx(50)
     assert {0.01, 0.1, 1.0} <= set(log.ticks())
     assert not scales.fit_scale([0.0, 1.0], 0, 1, log=True).log
+    for values in ([1.0, 3.0], [2.0, 2.0], [1.0, 1e9]):
+        whole = scales.fit_scale(values, 0, 1, values[1] > 9, whole=True).ticks()
+        assert whole
+        assert all(value.is_integer() for value in whole)
     same = scales.fit_scale([3.0, 3.0], 0, 1)
     assert same.place(3) == pytest.approx(0.5)
     assert scales.fit_scale([np.nan], 0, 1).high > scales.fit_scale([np.nan], 0, 1).low
