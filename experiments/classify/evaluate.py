@@ -39,7 +39,7 @@ from experiments.runs.evaluations import (
     Evaluation,
     TrainedLane,
     add_evaluations,
-    open_lane,
+    open_lanes,
     other_seeds,
 )
 from experiments.runs.records import read_records
@@ -111,19 +111,17 @@ def evaluate_sequences(
     for name, value in {"chunk": chunk, "passes": min(passes, default=1)}.items():
         if value < 1:
             raise ConfigError(f"{name}: must be 1 or more, got {value}.")
-    lanes = [open_lane(folder, line, Sequences())]
-    if ensemble:
-        if part == "valid" and lanes[0].loaded.data[1].valid is None:
-            raise ConfigError(
-                'split: must be "test" for an ensemble: each seed holds out other '
-                "sequences."
-            )
-        others = other_seeds(folder, line)
-        lanes += [open_lane(folder, other, Sequences()) for other in others]
+    lines = [line, *(other_seeds(folder, line) if ensemble else ())]
+    lanes = open_lanes(folder, lines, Sequences())
     task, data = lanes[0].loaded.data
+    if ensemble and part == "valid" and data.valid is None:
+        raise ConfigError(
+            'split: must be "test" for an ensemble: each seed holds out other '
+            "sequences."
+        )
     predicts_normal = _predicts_normal(task, data)
-    if (passes or ensemble) and not predicts_normal:
-        _check_classes(data)
+    if not predicts_normal:
+        _check_averaged(task, data, passes, ensemble)
     data = data.with_splits(jax.tree.map(jnp.asarray, data.splits))
     batch = data.test if part == "test" else _validation(data, lanes[0].config)
     members = [_member(lane, task, data) for lane in lanes]
@@ -132,17 +130,16 @@ def evaluate_sequences(
         judge = partial(_judge_normal, batch=batch, held_out=held_out)
     else:
         judge = partial(_judge_classes, batch=batch)
+    sizes = [1, len(members)] if ensemble else [1]
     found: list[Evaluation] = []
-    if not predicts_normal:
-        found.append({"passes": 0, "networks": 1} | _alone(members[0], batch, data))
     for count in (0, *passes):
-        if count or predicts_normal:
-            scores = judge(members[:1], Passes(count, seed, chunk))
-            found.append({"passes": count, "networks": 1} | scores)
-        if ensemble:
-            scores = judge(members, Passes(count, seed, chunk))
-            found.append({"passes": count, "networks": len(members)} | scores)
-    found = [{"lane": line, "split": part} | row for row in found]
+        if count or ensemble or predicts_normal:
+            scores = judge(members, sizes, Passes(count, seed, chunk))
+        else:
+            scores = [_alone(members[0], batch, data)]
+        for networks, row in zip(sizes, scores, strict=True):
+            which = {"lane": line, "split": part, "passes": count, "networks": networks}
+            found.append(which | row)
     add_evaluations(folder, found)
     return found
 
@@ -172,13 +169,6 @@ def compare_settings(
             finite.
         StorageError: the data have changed since the training, or a file is damaged.
     """
-    first = open_lane(folder, line, Sequences())
-    task, data = first.loaded.data
-    if part == "valid" and data.valid is None:
-        raise ConfigError(
-            'split: must be "test" to compare settings: each seed holds out other '
-            "sequences."
-        )
     rows = _lines_by_seed(folder, line), _lines_by_seed(folder, against)
     seeds = sorted(rows[0].keys() & rows[1].keys())
     if line in rows[1].values():
@@ -187,24 +177,29 @@ def compare_settings(
         raise ConfigError(
             f"against: needs 2 seeds or more that both settings have, got {len(seeds)}."
         )
+    lines = [some[seed] for some in rows for seed in seeds]
+    lanes = open_lanes(folder, lines, Sequences())
+    task, data = lanes[0].loaded.data
+    if part == "valid" and data.valid is None:
+        raise ConfigError(
+            'split: must be "test" to compare settings: each seed holds out other '
+            "sequences."
+        )
     data = data.with_splits(jax.tree.map(jnp.asarray, data.splits))
-    batch = data.test if part == "test" else _validation(data, first.config)
-
-    def losses(lines):
-        lanes = [open_lane(folder, lines[seed], Sequences()) for seed in seeds]
-        found = [_losses(_member(lane, task, data), batch) for lane in lanes]
-        return np.stack([values for values, _ in found]), found[0][1]
-
-    (one, weights), (other, _) = map(losses, rows)
+    batch = data.test if part == "test" else _validation(data, lanes[0].config)
+    losses, weights = zip(
+        *(_losses(_member(lane, task, data), batch) for lane in lanes), strict=True
+    )
+    one, other = np.split(np.stack(losses), 2)
     differences = one - other
     if not np.isfinite(differences).all():
         raise ConfigError("against: a network has a loss that is not finite.")
-    by_seed = np.average(differences, axis=1, weights=weights)
-    narrow, wide = t_interval(by_seed), crossed_interval(differences, weights)
+    by_seed = np.average(differences, axis=1, weights=weights[0])
+    narrow, wide = t_interval(by_seed), crossed_interval(differences, weights[0])
     ends = dict(
         zip(("seeds_low", "seeds_high", "low", "high"), narrow + wide, strict=True)
     )
-    counts = {"seeds": len(seeds), "sequences": len(weights)}
+    counts = {"seeds": len(seeds), "sequences": len(weights[0])}
     which = {"lane": line, "against": against, "split": part} | counts
     found = which | {"difference": float(by_seed.mean())} | ends
     add_evaluations(folder, [found])
@@ -258,9 +253,9 @@ def _alone(member: Member, batch: Batch, data: Data) -> dict[str, float]:
 
 
 def _judge_classes(
-    members: Sequence[Member], passes: Passes, batch: Batch
-) -> dict[str, float]:
-    """The scores of the mean of distributions over classes."""
+    members: Sequence[Member], sizes: Sequence[int], passes: Passes, batch: Batch
+) -> list[dict[str, float]]:
+    """The scores of the mean of distributions over classes, of the first networks."""
 
     def of_part(member, some):
         def one(key):
@@ -270,18 +265,24 @@ def _judge_classes(
             return one(None)
         return montecarlo.predict(one, passes.keys, chunk=passes.chunk).log_probs
 
-    task = members[0].training.task
+    def score(predictions):
+        mean = montecarlo.predict(lambda p: p, predictions).log_probs
+        found = members[0].training.task.score(mean, batch)
+        return dict(zip(found.values, map(float, means_of(found)), strict=True))
+
     predictions = _of_each(of_part, members, batch)
     stacked = jnp.stack([jnp.concatenate(parts) for parts in predictions])
-    mean = montecarlo.predict(lambda p: p, stacked).log_probs
-    score = task.score(mean, batch)
-    return dict(zip(score.values, map(float, means_of(score)), strict=True))
+    return [score(stacked[:size]) for size in sizes]
 
 
 def _judge_normal(
-    members: Sequence[Member], passes: Passes, batch: Batch, held_out: Batch | None
-) -> dict[str, float]:
-    """The scores of mixtures of the normal distributions of passes and networks."""
+    members: Sequence[Member],
+    sizes: Sequence[int],
+    passes: Passes,
+    batch: Batch,
+    held_out: Batch | None,
+) -> list[dict[str, float]]:
+    """The scores of mixtures of normal distributions, of the first networks."""
 
     def of_part(member, some):
         def one(key):
@@ -291,14 +292,22 @@ def _judge_normal(
             return jax.tree.map(lambda leaf: leaf[None], one(None))
         return jax.lax.map(one, passes.keys, batch_size=passes.chunk)
 
-    def mixture(split) -> Normal:
-        networks = [
+    def networks(split) -> list[Normal]:
+        return [
             jax.tree.map(lambda *ps: jnp.concatenate(ps, axis=1), *parts)
             for parts in _of_each(of_part, members, split)
         ]
+
+    def mixture(networks: Sequence[Normal]) -> Normal:
         return jax.tree.map(lambda *ns: jnp.concatenate(ns), *networks)
 
-    return mixture_scores(mixture(batch), held_out and mixture(held_out))
+    judged, others = networks(batch), networks(held_out) if held_out else None
+    return [
+        mixture_scores(
+            mixture(judged[:size]), mixture(others[:size]) if others else None
+        )
+        for size in sizes
+    ]
 
 
 def _of_each(
@@ -327,15 +336,24 @@ def _predicts_normal(task, data: Data) -> bool:
     return task.normal(jnp.zeros(shape), one) is not None
 
 
-def _check_classes(data: Data) -> None:
-    """Raises a ConfigError if the targets are not classes."""
+def _check_averaged(
+    task: Any, data: Data, passes: Sequence[int], ensemble: bool
+) -> None:
+    """Raises a ConfigError for a mean of predictions that are not distributions."""
     rank = 1 if data.readout == "last" else 2
     targets = np.asarray(data.test.targets)
-    if targets.dtype.kind not in "iu" or targets.ndim != rank or data.outputs < 2:
-        raise ConfigError(
-            "passes, ensemble: average distributions over classes, or normal ones; the "
-            "targets of this task are not classes."
-        )
+    if targets.dtype.kind in "iu" and targets.ndim == rank and data.outputs > 1:
+        return
+    mend = ', or train with task.head = "gaussian"' if hasattr(task, "normal") else ""
+    reason = (
+        "only distributions over classes and normal distributions are averaged, and "
+        f"this run predicts neither (its loss is {next(iter(data.units))}); leave it "
+        f"out{mend}."
+    )
+    if passes:
+        raise ConfigError(f"passes: must be none, got {passes[0]}; {reason}")
+    if ensemble:
+        raise ConfigError(f"ensemble: must be none, got seeds; {reason}")
 
 
 def _validation(data: Data, config) -> Batch:

@@ -42,7 +42,7 @@ from experiments.language.train import (
     token_losses,
 )
 from experiments.progress import console
-from experiments.runs.evaluations import Evaluation, add_evaluations, open_lane
+from experiments.runs.evaluations import Evaluation, add_evaluations, open_lanes
 
 COLDEST, HOTTEST = 0.5, 2.0  # range of the search for a temperature
 MEANS = {0.0: "geometric", 1.0: "arithmetic"}
@@ -92,7 +92,7 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
             damaged or cannot be written.
     """
     _check(options)
-    lane = open_lane(folder, options.lane, LanguageModels())
+    (lane,) = open_lanes(folder, [options.lane], LanguageModels())
     config, params, corpus = lane.config, lane.params, lane.loaded.data
     model = make_model(config, len(corpus.vocabulary))
     window = options.window or config.train.window

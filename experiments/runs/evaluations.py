@@ -33,41 +33,49 @@ class TrainedLane(NamedTuple):
     loaded: Loaded
 
 
-def open_lane(folder: Path, line: int, kind: Kind) -> TrainedLane:
-    """Opens the lane of a line of results.jsonl, from 1.
+def open_lanes(folder: Path, lines: Sequence[int], kind: Kind) -> list[TrainedLane]:
+    """Opens the lanes of lines of results.jsonl, from 1; their data are loaded once.
 
     Raises:
         ConfigError: the folder is not a run of this kind, has no such line, or kept no
-            weights of the lane.
+            weights of a lane.
         StorageError: the data have changed since the training, or a file is damaged.
     """
     sweep, facts = read_sweep(folder, kind.config), read_facts(folder)
     records = read_records(folder)
     if not facts or not records:
         raise ConfigError(f"{folder}: has no results yet.")
-    if not 1 <= line <= len(records):
-        raise ConfigError(f"lane: must be 1 to {len(records)}, got {line}.")
-    wanted = records[line - 1]["setting"], records[line - 1]["seed"]
-    places = [
-        (place, lane.config)
-        for place, lane in enumerate(sweep.lanes())
-        if (lane.setting, lane.config.seeds) == wanted
-    ]
-    if not places:
-        raise ConfigError(f"{folder}: line {line} is not a lane of its config.")
-    place, config = places[0]
-    weights = load_weights(weights_path(folder, place))
-    loaded = kind.load(config)
+    lanes, found = sweep.lanes(), []
+    for line in lines:
+        record = _record(records, line)
+        wanted = record["setting"], record["seed"]
+        there = [(lane.setting, lane.config.seeds) == wanted for lane in lanes]
+        if not any(there):
+            raise ConfigError(f"{folder}: line {line} is not a lane of its config.")
+        place = there.index(True)
+        params = load_weights(weights_path(folder, place)).params
+        found.append((lanes[place].config, params))
+    loaded = kind.load(sweep.base)  # the lanes of a run have one task
     check_data(folder, facts, loaded.fingerprint)
-    return TrainedLane(config, weights.params, loaded)
+    return [TrainedLane(*lane, loaded) for lane in found]
 
 
 def other_seeds(folder: Path, line: int) -> list[int]:
-    """Returns the other lines of results.jsonl with the setting of a line."""
+    """Returns the other lines of results.jsonl with the setting of a line.
+
+    Raises:
+        ConfigError: there is no such line.
+    """
     records = read_records(folder)
-    setting = records[line - 1]["setting"]
+    setting = _record(records, line)["setting"]
     lines = range(1, len(records) + 1)
     return [n for n in lines if n != line and records[n - 1]["setting"] == setting]
+
+
+def _record(records: Sequence[dict], line: int) -> dict:
+    if not 1 <= line <= len(records):
+        raise ConfigError(f"lane: must be 1 to {len(records)}, got {line}.")
+    return records[line - 1]
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:

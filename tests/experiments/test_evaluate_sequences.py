@@ -9,11 +9,13 @@ from helpers import assert_close
 
 import rdrop
 from experiments.__main__ import main
+from experiments.classify import evaluate as classify_evaluate
 from experiments.classify.evaluate import compare_settings, evaluate_sequences
 from experiments.classify.model import Network
-from experiments.config import ConfigError
+from experiments.classify.run import Sequences
+from experiments.config import Config, ConfigError
 from experiments.config import Task as Options
-from experiments.runs.evaluations import read_evaluations
+from experiments.runs.evaluations import TrainedLane, read_evaluations
 from experiments.runs.records import read_records
 from experiments.runs.weights import load_weights, weights_path
 from experiments.statistics import crossed_interval, t_interval
@@ -72,6 +74,47 @@ def test_an_ensemble_is_the_mean_of_the_distributions_of_the_seeds(run):
     kept = read_evaluations(run)[-2:]
     assert [row["networks"] for row in kept] == [1, 3]
     assert kept[1]["nll"] == together["nll"]
+
+
+def test_each_network_predicts_once_and_the_data_are_loaded_once(run, monkeypatch):
+    loads, predicted = [], []
+
+    def load(self, config, load=Sequences.load):
+        loads.append(config)
+        return load(self, config)
+
+    def of_each(function, members, batch, of_each=classify_evaluate._of_each):
+        predicted.append(len(members))
+        return of_each(function, members, batch)
+
+    monkeypatch.setattr(Sequences, "load", load)
+    monkeypatch.setattr(classify_evaluate, "_of_each", of_each)
+    monkeypatch.setattr(classify_evaluate, "_alone", None)
+    found = evaluate_sequences(run, passes=(1,), ensemble=True)
+    assert [row["networks"] for row in found] == [1, 3, 1, 3]
+    assert predicted == [3, 3]
+    assert len(loads) == 1
+    compare_settings(run, 5, 1)
+    assert len(loads) == 2
+
+
+def test_only_distributions_are_averaged(tmp_path, monkeypatch):
+    config = Config(task=Options("forecast", window=4, head="quantiles", test=0.25))
+    lane = TrainedLane(config, {}, Sequences().load(config))
+    monkeypatch.setattr(classify_evaluate, "open_lanes", lambda *arguments: [lane])
+    monkeypatch.setattr(classify_evaluate, "other_seeds", lambda *arguments: [])
+    message = (
+        "{}; only distributions over classes and normal distributions are averaged, "
+        "and this run predicts neither (its loss is pinball); leave it out, or train "
+        'with task.head = "gaussian".'
+    )
+    for options, start in (
+        ({"passes": (4,)}, "passes: must be none, got 4"),
+        ({"ensemble": True}, "ensemble: must be none, got seeds"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            evaluate_sequences(tmp_path, **options)
+        assert str(error.value) == message.format(start)
 
 
 @pytest.mark.slow
@@ -150,5 +193,5 @@ def test_numbers_have_no_mean_distribution(pytestconfig, tmp_path):
     options = ["--task.data", str(table), "--train.batch", "20"]
     ablate(pytestconfig.rootpath, out, *options, config="regress")
     assert len(evaluate_sequences(out)) == 1
-    with pytest.raises(ConfigError, match="the targets of this task are not classes"):
+    with pytest.raises(ConfigError, match="predicts neither"):
         evaluate_sequences(out, passes=(2,))
