@@ -42,28 +42,29 @@ class Comparison(NamedTuple):
     """A difference between two settings, tested as one of a family.
 
     The interval excludes 0 exactly if `differs`. If the number of seeds was fixed,
-    `seeds_needed` exceeds it exactly if not: both use the level of Holm's procedure.
+    `seeds_needed` exceeds it exactly if not: both use the level of the correction.
 
     Attributes:
         difference: the mean difference over the seeds.
         low, high: its interval at `level`.
         p: of the test of a mean of 0.
-        p_holm: p after Holm's correction.
-        level: the significance level at which Holm's procedure tests this comparison.
+        p_corrected: p after the correction.
+        level: the significance level at which the correction tests this comparison.
         family: the number of comparisons tested together.
         seeds: how many were compared.
         seeds_needed: for 80 % power of a t-test at `level`; None if above 10,000. See
             `seeds_needed`.
         margin: differences inside of it are equivalent; 0 without such tests.
-        p_equivalent: of the test of equivalence, after Holm's correction; 1 without.
+        p_equivalent: of the test of equivalence, after the correction; 1 without.
         sequential: whether the test holds for any number of seeds.
+        stepwise: whether the correction is Holm's, or Bonferroni's.
     """
 
     difference: float
     low: float
     high: float
     p: float
-    p_holm: float
+    p_corrected: float
     level: float
     family: int
     seeds: int
@@ -71,11 +72,17 @@ class Comparison(NamedTuple):
     margin: float = 0.0
     p_equivalent: float = 1.0
     sequential: bool = False
+    stepwise: bool = True
+
+    @property
+    def correction(self) -> str:
+        """The correction in words."""
+        return f"{'Holm' if self.stepwise else 'Bonferroni'}'s correction"
 
     @property
     def differs(self) -> bool:
         """Whether the corrected test finds a difference."""
-        return self.p_holm < LEVEL
+        return self.p_corrected < LEVEL
 
     @property
     def equivalent(self) -> bool:
@@ -112,9 +119,10 @@ class Comparison(NamedTuple):
 
     def sentence(self, other: str = "the baseline") -> str:
         """Returns the verdict with its figures."""
+        p, tests = p_text(self.p_corrected), count_text(self.family, "test")
         return (
-            f"{self.verdict(other)} ({difference_text(self)}, {p_text(self.p_holm)} "
-            f"after Holm's correction for {count_text(self.family, 'test')})"
+            f"{self.verdict(other)} ({difference_text(self)}, {p} after "
+            f"{self.correction} for {tests})"
         )
 
 
@@ -186,6 +194,7 @@ def compare(
             margin,
             equivalent,
             not tests.fixed,
+            stepwise,
         )
     return found
 

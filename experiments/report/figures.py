@@ -7,7 +7,13 @@ from typing import NamedTuple
 import xarray as xr
 
 from experiments.report import curves, data_sets, forest, lanes, maps, ranks
-from experiments.report.findings import by_method, kinds, planned
+from experiments.report.findings import (
+    SPLITS,
+    by_method,
+    compared_split,
+    kinds,
+    planned,
+)
 from experiments.report.lanes import PLANE
 from experiments.report.scene import Scene
 from experiments.report.several import compare_runs
@@ -96,11 +102,14 @@ def _comparisons(run: xr.Dataset) -> dict[str, Drawing]:
     rows = [row for row in planned(run).values() if row.comparison]
     if by_method(run) or len(rows) < 2:
         return {}
+    split = SPLITS[compared_split(run)]
+    test = rows[0].comparison
+    assert test
     caption = (
-        "Differences in the test loss, paired by seed; left of 0 the first is lower, "
-        f"which is better. The {count_text(len(rows), 'comparison')} are one family. "
-        "A filled circle, whose line does not reach 0, is a difference that holds "
-        "after Holm's correction."
+        f"Differences in the {split} loss, paired by seed; left of 0 the first is "
+        f"lower, which is better. The {count_text(len(rows), 'comparison')} are one "
+        "family. A filled circle, whose line does not reach 0, is a difference that "
+        f"holds after {test.correction}."
     )
     draw = partial(forest.comparison_forest, run)
     return {"comparisons": Drawing("The planned comparisons", caption, draw, 1)}

@@ -25,6 +25,7 @@ from experiments.statistics import (
     t_interval,
 )
 
+SPLITS = {"test": "test", "valid": "validation"}
 ARGUMENTS = dict(zip(PLANE, ("`dropout`", "`recurrent_dropout`"), strict=True))
 
 
@@ -152,11 +153,15 @@ def planned(data: xr.Dataset) -> dict[tuple[str, str], Planned]:
     return {("best", "baseline"): Planned(name, other, best, base, comparison)}
 
 
+def compared_split(data: xr.Dataset) -> str:
+    """Returns the split whose loss the planned comparisons compare."""
+    return "valid" if data.attrs["race"] == "best" else "test"
+
+
 def raced(data: xr.Dataset, row: Planned) -> Pair:
     """Returns the losses that a race has compared, at the seeds of both settings."""
     assert row.comparison is not None
-    split = "valid" if data.attrs["race"] == "best" else "test"
-    one, other = _pair(data, row.setting, row.base, split)
+    one, other = _pair(data, row.setting, row.base, compared_split(data))
     return one[: row.comparison.seeds], other[: row.comparison.seeds]
 
 

@@ -9,8 +9,10 @@ import xarray as xr
 from experiments.report import lanes
 from experiments.report.data_sets import Change, OverDataSets, label, percent
 from experiments.report.findings import (
+    SPLITS,
     MethodBest,
     Planned,
+    compared_split,
     difference_name,
     methods,
     planned,
@@ -69,7 +71,7 @@ def comparison_forest(data: xr.Dataset) -> list[Scene]:
     """Draws the planned comparisons as differences with their intervals."""
     found = [row for row in planned(data).values() if row.comparison]
     rows = [_comparison_row(row) for row in found]
-    label = f"difference in {lanes.loss_label(data)}"
+    label = f"difference in {lanes.loss_label(data, SPLITS[compared_split(data)])}"
     settled = [
         f"{r.name} against {r.other}: {r.comparison.verdict('it')}"
         for r in found
@@ -119,9 +121,10 @@ def _comparison_row(row: Planned) -> Row:
     comparison = row.comparison
     assert comparison is not None
     name = plain(difference_name(row))
+    p = p_text(comparison.p_corrected)
     tip = (
-        f"{name}: {difference_text(comparison)}; {p_text(comparison.p_holm)} after "
-        f"Holm's correction: {comparison.verdict(plain(row.other))}"
+        f"{name}: {difference_text(comparison)}; {p} after {comparison.correction}: "
+        f"{comparison.verdict(plain(row.other))}"
     )
     return Row(
         name,

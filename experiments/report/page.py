@@ -154,6 +154,7 @@ def _all(runs: Sequence[xr.Dataset]) -> dict:
             for w in warnings(run)
         ],
         "best": tables.runs_table(compared),
+        "race": any(run.attrs["race"] for run in runs),
         "made": [_made(run) for run in runs],
     }
 

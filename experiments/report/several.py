@@ -34,7 +34,7 @@ def compare_runs(runs: Sequence[xr.Dataset]) -> list[RunBest]:
     best = [lanes.best(run) for run in runs]
 
     def pair(n):
-        alike = _conditions(runs[0]) == _conditions(runs[n])
+        alike = _alike(runs[0], runs[n])
         if n == 0 or best[0] is None or best[n] is None or not alike:
             return None
         return lanes.shared_seeds(
@@ -64,11 +64,22 @@ def answer_runs(rows: Sequence[RunBest]) -> str:
     )
 
 
+def _alike(one: xr.Dataset, other: xr.Dataset) -> bool:
+    """Whether the seeds of two runs can be paired; a race may have had more of them."""
+    if _conditions(one) != _conditions(other):
+        return False
+    seeds = [run["seed"].values.tolist() for run in (one, other)]
+    if one.attrs["race"] or other.attrs["race"]:
+        shared = min(map(len, seeds))
+        seeds = [some[:shared] for some in seeds]
+    return seeds[0] == seeds[1]
+
+
 def _conditions(run: xr.Dataset) -> tuple:
     """The facts that must agree for seeds to be paired."""
     config = tomllib.loads(run.attrs["config"])
     same = (run.attrs[name] for name in ("task", "loss", "data"))
-    return *same, config.get("task"), config.get("seed"), run["seed"].values.tolist()
+    return *same, config.get("task"), config.get("seed")
 
 
 def _reached(row: RunBest) -> str:

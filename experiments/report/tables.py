@@ -234,7 +234,7 @@ def _tested(comparison: Comparison | None, why: str) -> list[str]:
     return [
         _short_verdict(comparison),
         f"{signed(comparison.difference)} ({low} to {high})",
-        "<0.0001" if comparison.p_holm < 1e-4 else f"{comparison.p_holm:.2g}",
+        "<0.0001" if comparison.p_corrected < 1e-4 else f"{comparison.p_corrected:.2g}",
         _needed(comparison),
     ]
 

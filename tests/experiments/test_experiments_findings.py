@@ -127,7 +127,7 @@ def test_the_kinds_of_a_plane_are_one_family_of_six(tmp_path):
     ]
     tests = [row.comparison for row in rows.values()]
     assert {test.family for test in tests} == {6}
-    assert [test.p_holm for test in tests] == holm([test.p for test in tests])
+    assert [test.p_corrected for test in tests] == holm([test.p for test in tests])
     both = rows["both", "none"]
     assert both.setting == {INPUTS: 0.25, RECURRENT: 0.25}
     assert both.base == {INPUTS: 0.0, RECURRENT: 0.0}
@@ -222,7 +222,7 @@ def test_one_other_axis_has_one_planned_comparison(tmp_path):
     (row,) = findings.planned(run).values()
     assert (row.setting, row.base) == ({"dropout.rate": 0.4}, {"dropout.rate": 0.0})
     assert row.comparison.family == 1
-    assert row.comparison.p_holm == row.comparison.p
+    assert row.comparison.p_corrected == row.comparison.p
 
 
 def test_runs_are_paired_only_under_the_same_conditions(tmp_path):

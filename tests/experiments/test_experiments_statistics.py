@@ -136,7 +136,7 @@ def test_comparisons_are_one_family():
     assert [c is None for c in found] == [True, False, True, False, False]
     compared = [c for c in found if c]
     assert [c.family for c in compared] == [3, 3, 3]
-    assert [c.p_holm for c in compared] == statistics.holm([c.p for c in compared])
+    assert [c.p_corrected for c in compared] == statistics.holm([c.p for c in compared])
     assert [c.level for c in compared] == pytest.approx([0.05 / 3, 0.05 / 2, 0.05])
     assert [c.verdict() for c in compared] == [
         "lower than the baseline",

@@ -21,7 +21,7 @@ from experiments.__main__ import main
 from experiments.axes import make_sweep
 from experiments.config import ConfigError
 from experiments.race import Race, next_round
-from experiments.report import findings, lanes, sentences, write_report
+from experiments.report import findings, lanes, sentences, several, write_report
 from experiments.runs.records import read_records
 
 PLANES, SETTINGS, SEEDS = 2000, 8, 60
@@ -281,6 +281,41 @@ def test_the_report_of_a_race_until_the_best(tmp_path):
     page = write_report([folder]).read_text()
     names = [f"<code>dropout.rate</code> {rate}" for rate in (0.2, 0.1)]
     assert f" {statistics.MINUS} ".join(names) in page
+    assert "Differences in the validation loss, paired by seed" in page
+    assert "difference in validation NLL" in page
+    assert "after Bonferroni&#39;s correction" in page
+    assert "in brackets, which was the lowest" not in page
+    for wrong in ("Holm", "t-tests", "Student", "Differences in the test loss"):
+        assert wrong not in page
+
+
+@pytest.mark.parametrize("until", ["settled", "best"])
+def test_the_report_of_two_races(tmp_path, until):
+    """The second one has more seeds, and a lower loss."""
+    axes = {"dropout.rate": [0.0, 0.1]}
+    folders = []
+    for name, seeds, lower in (("one", 9, 0), ("two", 12, 5)):
+
+        def loss(setting, seed, lower=lower):
+            return (
+                40 - lower + noise(setting["dropout.rate"], seed) + noise(lower, seed)
+            )
+
+        folder = write_folder(tmp_path / name, axes, make_lines(axes, seeds, loss))
+        (folder / "config.toml").write_text("seeds = 64\n")
+        facts = json.loads((folder / "run.json").read_text())
+        race = {"until": until, "margin": 0.0}
+        (folder / "run.json").write_text(json.dumps(facts | {"race": race}))
+        folders.append(folder)
+    page = write_report(folders, tmp_path / "report.html").read_text()
+    for wrong in ("t-tests", "Student", "about 2", "were enough", "not compared"):
+        assert wrong not in page
+    assert "Test loss: <code>two</code> lower than <code>one</code>." in page
+    assert "Tests and intervals (in brackets) hold whatever rule ends a race" in page
+    assert "9; fixed " in page
+    rows = several.compare_runs([lanes.started(runs.load(f)) for f in folders])
+    assert rows[1].comparison.sequential
+    assert rows[1].comparison.seeds == 9
 
 
 def test_the_report_of_a_race(tmp_path):
