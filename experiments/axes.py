@@ -32,6 +32,7 @@ SHARED = re.compile(
 )
 RATE = re.compile(r"dropout\.([^.]+\.)?rate")
 MOST_LANES = 1_000_000
+DIGITS = 6  # of a number in a text
 PAPER = "paper"  # a table that describes a published result, see experiments.papers
 # Parsing takes time and memory that grow with the square of a key's depth.
 DEEP_KEY = re.compile(r"(?<![\w'\"-])(?:[\w'\"-]+\s*\.\s*){16}")
@@ -239,6 +240,13 @@ def differences(before: Sweep, now: Sweep) -> list[str]:
         for path in dict.fromkeys([*old, *new])
         if old.get(path) != new.get(path)
     ]
+
+
+def value_text(value: Any, digits: int = DIGITS) -> str:
+    """Returns a value of an axis as a config has it, a string without quotes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def _combine(base: Any, values: Mapping[str, Any], source: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from experiments.axes import Lane, Sweep
+from experiments.axes import Lane, Sweep, value_text
 from experiments.config import ConfigError
 from experiments.devices import HERE, Machine
 from experiments.kinds import Kind, Loaded, Program, Step
@@ -61,7 +61,7 @@ class Part(NamedTuple):
 
     def named(self, lanes: int) -> str:
         """Returns the structure and a number of lanes as text."""
-        values = " ".join(str(value) for value in self.structure.values())
+        values = " ".join(map(value_text, self.structure.values()))
         return f"{values} ({count_text(lanes, 'lane')})".strip()
 
 

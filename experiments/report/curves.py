@@ -7,10 +7,10 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from experiments.axes import RATE
+from experiments.axes import RATE, value_text
 from experiments.report import lanes
 from experiments.report.findings import Planned, kinds, methods, planned, raced
-from experiments.report.lanes import METHOD, PLANE, Setting, value_text
+from experiments.report.lanes import METHOD, PLANE, Setting
 from experiments.report.palette import STYLES, Style, series_styles
 from experiments.report.panels import Panel, Series, draw_panel
 from experiments.report.scales import spans_decades

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from experiments.axes import value_text
 from experiments.report import lanes
 from experiments.report.data_sets import Change, OverDataSets, label, percent
 from experiments.report.findings import (
@@ -17,7 +18,7 @@ from experiments.report.findings import (
     methods,
     planned,
 )
-from experiments.report.lanes import METHOD, value_text
+from experiments.report.lanes import METHOD
 from experiments.report.palette import STYLES
 from experiments.report.scales import Scale, fit_scale
 from experiments.report.scene import (

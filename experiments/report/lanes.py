@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Shaped
 
+from experiments.axes import DIGITS, value_text
 from experiments.axes import baseline as find_baseline
 from experiments.runs.dataset import MISSING, axis_names
 
@@ -161,16 +162,10 @@ def is_plane(data: xr.Dataset) -> bool:
     return set(values) == set(PLANE) and all(0 in v for v in values.values())
 
 
-def describe(setting: Setting) -> str:
+def describe(setting: Setting, digits: int = DIGITS) -> str:
     """Returns a setting as text: "`dropout.rate` 0.3, `model.cell` gru"."""
-    return ", ".join(f"`{path}` {value_text(v)}" for path, v in setting.items())
-
-
-def value_text(value: Value) -> str:
-    """Returns a value of an axis as text."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value if isinstance(value, str) else f"{value:g}"
+    values = (f"`{path}` {value_text(v, digits)}" for path, v in setting.items())
+    return ", ".join(values)
 
 
 def loss_name(data: xr.Dataset) -> str:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from experiments.axes import value_text
 from experiments.report import lanes
 from experiments.report.curves import axis_label, learned, learned_settings, short_text
-from experiments.report.lanes import PLANE, Setting, value_text
+from experiments.report.lanes import PLANE, Setting
 from experiments.report.palette import LIGHT, scale_colour, series_styles, text_on
 from experiments.report.scales import Scale, fit_scale
 from experiments.report.scene import (

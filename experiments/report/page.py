@@ -163,10 +163,9 @@ def _made(run: xr.Dataset) -> dict:
     """How a run was made."""
     kept = ("name", "command", "config", "source", "versions", "platform")
     facts = {name: run.attrs[name] for name in kept}
-    return facts | {
-        "spent": time_spent(run),
-        "programs": json.loads(run.attrs["programs"]),
-    }
+    programs = json.loads(run.attrs["programs"])
+    named = [p | {"name": lanes.describe(p["setting"])} for p in programs]
+    return facts | {"spent": time_spent(run), "programs": named}
 
 
 def _lifetimes(run: xr.Dataset) -> list[str]:

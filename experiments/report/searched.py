@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.axes import TRACED, Sweep
+from experiments.axes import TRACED, Sweep, value_text
 from experiments.config import ConfigError
 from experiments.report.figures import Drawing
-from experiments.report.lanes import value_text
+from experiments.report.lanes import describe
 from experiments.report.panels import Panel, draw_axes
 from experiments.report.scales import fit_scale, spans_decades
 from experiments.report.scene import Dot, Label, Mark, Scene, Stroke
+from experiments.report.sentences import plain
 from experiments.report.tables import Row, Table
 from experiments.search.space import LOGARITHMIC
 from experiments.search.study import (
+    SUGGESTED_DIGITS,
     Result,
     best_first,
     loss_of,
@@ -83,8 +85,7 @@ def compared(found: Found) -> str:
 
 def verdict(found: Found) -> str:
     """Returns the best setting in words."""
-    setting = found.best[0]["setting"].items()
-    text = ", ".join(f"`{path}` {_short(value)}" for path, value in setting)
+    text = describe(found.best[0]["setting"], SUGGESTED_DIGITS)
     return f"The lowest validation loss, {loss_of(found.best[0]):.4f}, has {text}."
 
 
@@ -102,7 +103,7 @@ def best_table(found: Found, most: int) -> Table:
     """Returns the best trials."""
     rows = [
         Row(
-            [_short(value) for value in line["setting"].values()],
+            [value_text(value, SUGGESTED_DIGITS) for value in line["setting"].values()],
             [_losses(line["valid"]), _losses(line["test"]), f"{line['trial']}"],
             [],
             line is found.best[0],
@@ -159,9 +160,9 @@ def _slices(found: Found) -> list[Scene]:
         is_range = bool(TRACED.fullmatch(path))
         tried = [line["setting"][path] for line in found.trials]
         at = tried if is_range else [values.index(value) for value in tried]
-        best = _short(found.best[0]["setting"][path])
+        best = value_text(found.best[0]["setting"][path], SUGGESTED_DIGITS)
         alt = f"Validation loss against {path}; the best trial has {best}."
-        names = () if is_range else [_short(value) for value in values]
+        names = () if is_range else [value_text(value) for value in values]
         log = bool(LOGARITHMIC.fullmatch(path)) and spans_decades([*values])
         size = (250.0, 180.0)
         scenes.append(_dots(found, path, path, at, size, alt, (), names, log))
@@ -214,7 +215,7 @@ def _dot(x: float, y: float, trial: Result, found: Found) -> Dot:
 
 
 def _tip(trial: Result) -> str:
-    setting = ", ".join(f"{p} {_short(v)}" for p, v in trial["setting"].items())
+    setting = plain(describe(trial["setting"], SUGGESTED_DIGITS))
     state = "" if trial["status"] == "finished" else f", {trial['status']}"
     return (
         f"Trial {trial['trial']}: {setting}; loss {loss_of(trial):.4f} after "
@@ -228,9 +229,5 @@ def _losses(values: Sequence[float | None]) -> str:
 
 def _range(path: str, values: Sequence[Any]) -> str:
     if TRACED.fullmatch(path):
-        return f"`{path}` from {_short(min(values))} to {_short(max(values))}"
-    return f"`{path}` {', '.join(map(str, values))}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else value_text(value)
+        return f"`{path}` from {value_text(min(values))} to {value_text(max(values))}"
+    return f"`{path}` {', '.join(map(value_text, values))}"

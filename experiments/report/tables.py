@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from experiments.axes import value_text
 from experiments.report import lanes
 from experiments.report.data_sets import OverDataSets, percent
 from experiments.report.findings import difference_name, explored, methods, planned
-from experiments.report.lanes import METHOD, PLANE, Setting, describe, value_text
+from experiments.report.lanes import METHOD, PLANE, Setting, describe
 from experiments.report.several import RunBest
 from experiments.statistics import (
     MOST_SEEDS,

@@ -4,8 +4,9 @@ import xarray as xr
 from rich import box
 from rich import table as rich_table
 
+from experiments.axes import value_text
 from experiments.report import lanes
-from experiments.report.lanes import PLANE, Setting, value_text
+from experiments.report.lanes import PLANE, Setting
 from experiments.report.tables import Table
 from experiments.statistics import mean_sd
 

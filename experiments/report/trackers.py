@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from experiments import axes
+from experiments.axes import value_text
 from experiments.config import ConfigError
 from experiments.report import tensorboard
-from experiments.report.lanes import value_text
 from experiments.runs.files import StorageError, parse, read_file, write_text
 from experiments.runs.folder import CONFIG
 from experiments.runs.records import FINAL, read_records

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.axes import value_text
 from experiments.classify.run import Sequences, SequencesProgram, SequencesTraining
 from experiments.config import ConfigError, Train
 from experiments.devices import HERE
@@ -95,7 +96,7 @@ class Population:
         """Returns the settings of each structure, by its name."""
         groups: dict[str, dict[int, Setting]] = {}
         for number, setting in settings.items():
-            name = " ".join(str(setting[path]) for path in self.space.choices)
+            name = " ".join(value_text(setting[p]) for p in self.space.choices)
             groups.setdefault(name, {})[number] = setting
         return groups.items()
 

@@ -39,6 +39,7 @@ from experiments.runs.files import (
 from experiments.runs.folder import LOCK, keep_config, make_folder
 from experiments.search.space import Space
 
+SUGGESTED_DIGITS = 3  # of a suggested number in a text
 STUDY = "study.sqlite3"
 TRIALS = "trials.jsonl"
 CONFIG = "search.toml"

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments import axes
-from experiments.axes import Sweep
+from experiments.axes import Sweep, value_text
 from experiments.classify.run import Sequences
 from experiments.config import ConfigError
 from experiments.kinds import Loaded
@@ -15,6 +14,7 @@ from experiments.runs.files import write_text
 from experiments.search.population import Population
 from experiments.search.space import Space
 from experiments.search.study import (
+    SUGGESTED_DIGITS,
     Result,
     Rules,
     SamplerName,
@@ -140,9 +140,7 @@ def _standing(folder: Path) -> str:
     count = count_text(len(results), "trial")
     if not (best := best_first(results)):
         return f"{count}, none of them to the end."
-    setting = ", ".join(f"{p} {_text(v)}" for p, v in best[0]["setting"].items())
+    setting = ", ".join(
+        f"{p} {value_text(v, SUGGESTED_DIGITS)}" for p, v in best[0]["setting"].items()
+    )
     return f"{count}, the best {loss_of(best[0]):.4g} on validation data at {setting}."
-
-
-def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

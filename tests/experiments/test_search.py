@@ -17,8 +17,11 @@ import pytest
 from experiments import axes
 from experiments.__main__ import main
 from experiments.config import ConfigError, Train
+from experiments.report import searched as searched_report
+from experiments.report.sentences import plain
 from experiments.runs.files import StorageError
 from experiments.runs.records import read_records
+from experiments.search import tune as tune_module
 from experiments.search.population import rungs
 from experiments.search.space import Space
 from experiments.search.study import (
@@ -282,6 +285,28 @@ def test_the_report_shows_the_search(searched, capsys):
     assert re.search(r"--seed 1\b", shown)
     main(["report", str(searched), "--figure", "slices", "--out", f"{searched}/a.svg"])
     assert "model.cell" in (searched / "a.svg").read_text()
+
+
+def test_settings_are_one_text_while_it_searches_and_in_its_report(tmp_path):
+    learned = {"kind": "concrete", "learn": [False, True], "rate": [0.25, 0.75]}
+    space = Space.of(sweep_of(SPACE | {"dropout": {"inputs": learned}}))
+    with Study(tmp_path, space, RULES) as study:
+        trials = study.claim(4, lanes=40)
+        lines = [ended(n, t) for n, t in trials.items()]
+        study.tell(trials, lines)
+    setting = best_first(read_results(tmp_path))[0]["setting"]
+    flag = "true" if setting["dropout.inputs.learn"] else "false"
+    text = f"dropout.inputs.learn {flag}"
+    rate = f"dropout.inputs.rate {setting['dropout.inputs.rate']:.3g}"
+    found = searched_report.read_found(tmp_path)
+    shown = tune_module._standing(tmp_path), plain(searched_report.verdict(found))
+    for sentence in (
+        *shown,
+        searched_report.drawings(found)["search"].draw()[0].shapes[-1].tip,
+    ):
+        assert text in sentence
+        assert rate in sentence
+    assert "`dropout.inputs.learn` false, true" in searched_report.compared(found)
 
 
 @pytest.mark.parametrize(
