@@ -36,7 +36,7 @@ sanitize: .venv/.ready ## test the compiled loop with the sanitizers of the comp
 		PYTHONPATH=native RDROP_CPU_LIBRARY=.venv/sanitize/librdrop_cpu.so \
 		$(BIN)/python -m pytest tests/loops/test_native.py
 
-bench: .venv/.ready-bench ## time rdrop's loops beside Keras, PyTorch and flax
+bench: .venv/.ready-bench .venv/.native ## time rdrop's loops beside Keras, PyTorch and flax
 	$(BIN)/python -m benchmarks
 
 docs: .venv/.ready-docs ## build the documentation in site/, warnings are errors

@@ -6,6 +6,18 @@ from typing import Any, Literal
 
 Noise = Literal["none", "sequence", "step"]
 Cell = Literal["lstm", "gru", "mingru", "rg_lru", "lru", "s5"]
+Table = Literal[
+    "train",
+    "price",
+    "episodes",
+    "gru",
+    "forward",
+    "growth",
+    "native",
+    "linear",
+    "pages",
+    "sweep",
+]
 RATE = 0.5
 
 AT_ONCE = "rdrop-at-once"  # linear cells alone
@@ -18,6 +30,13 @@ CAN: dict[str, tuple[Noise, ...]] = {
     "keras-torch": ("none", "sequence"),
     "torch": ("none",),
     "flax": ("none",),
+}
+# Packages that contenders need in addition to rdrop and its requirements.
+NEEDS = {
+    NATIVE: ("rdrop_cpu",),
+    "keras-jax": ("keras",),
+    "keras-torch": ("keras", "torch"),
+    "torch": ("torch",),
 }
 # Those that the smaller tables compare, in their order.
 PEERS = ("rdrop", "rdrop-plain", "torch", "keras-jax")

@@ -20,6 +20,7 @@ from experiments.task import Batch, Data
 from experiments.tasks import load_task
 
 CONFIG = Path("configs/vowels_plane.toml")
+PEERS = ("keras-jax", "torch")
 SEEDS = 3
 TRAININGS = 2  # of a peer, besides the first
 

@@ -1,12 +1,17 @@
 """The benchmarks run, and NOTES.md shows their results."""
 
+import contextlib
 import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks import report
 from benchmarks.cases import CAN, Case, plan
 from benchmarks.contenders import build
@@ -45,6 +50,69 @@ def test_worker_answers():
     built, run = map(json.loads, done.stdout.splitlines())
     assert built["first"] > 0
     assert len(run["seconds"]) == 1
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """The tables that were measured, without any work, in an environment without Keras.
+
+    The results are written to a file of the test.
+    """
+    tables = []
+
+    def measure(entries, workers):
+        tables.extend(table for table, _, _ in entries)
+        return iter(())
+
+    def find_spec(name, find_spec=importlib.util.find_spec):
+        return None if name in ("keras", "torch", "rdrop_cpu") else find_spec(name)
+
+    def version(name, version=command.version):
+        if name in ("keras", "torch"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(command, "version", version)
+    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(command, "Workers", lambda *pages: contextlib.nullcontext())
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "cpu.json")
+    monkeypatch.setattr(report, "read", dict)
+    monkeypatch.setattr(report, "write", lambda results: None)
+    return tables
+
+
+def test_versions_are_those_of_what_was_measured(measured):
+    before = {"measured": [], "environment": {"versions": {"keras": "3.0", "jax": "0"}}}
+    for kept in (None, before):
+        if kept:
+            report.RESULTS.write_text(json.dumps(kept))
+        command.main("linear")
+        found = json.loads(report.RESULTS.read_text())["environment"]["versions"]
+        assert found["jax"] == jax.__version__
+        assert found.get("keras") == (kept and "3.0")
+        assert "torch" not in found
+    assert set(measured) == {"linear"}
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ("train", "keras, torch: must be installed to be timed; run `pip install '.[b"),
+        ("pages", "keras, torch: must be installed"),
+        ("sweep", "keras, torch: must be installed"),
+        ("growth", "error: torch: must be installed"),
+        ("native", "`pip install '.[bench]'` and `make native`, or choose a table"),
+        (None, "keras, rdrop_cpu, torch: must be installed"),
+    ],
+)
+def test_a_contender_that_is_not_installed_is_refused_before_the_work(
+    measured, only, message
+):
+    with pytest.raises(SystemExit) as error:
+        command.main(only)
+    assert message in str(error.value)
+    assert measured == []
 
 
 def test_nobody_is_asked_for_noise_it_has_not():
