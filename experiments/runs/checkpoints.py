@@ -21,6 +21,7 @@ from experiments.runs.files import SAFE, StorageError, fingerprint
 
 T = TypeVar("T")
 
+AGAIN = "To start these lanes again, remove the folder."
 OVERHEAD = 1_000_000  # bytes of a checkpoint in addition to its arrays
 
 
@@ -40,12 +41,16 @@ class Checkpoints:
 
     def __init__(self, folder: Path, now: dict[str, Any]):
         self.folder, self._now = folder.absolute(), now
-        self._options = ocp.CheckpointManagerOptions(max_to_keep=1)
+        self._options = {
+            "options": ocp.CheckpointManagerOptions(max_to_keep=1),
+            "item_handlers": {
+                "state": ocp.StandardCheckpointHandler(),
+                "facts": ocp.JsonCheckpointHandler(),
+            },
+        }
 
     def __enter__(self) -> "Checkpoints":
-        self._manager = self._guard(
-            ocp.CheckpointManager, self.folder, options=self._options
-        )
+        self._manager = self._guard(ocp.CheckpointManager, self.folder, **self._options)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -61,7 +66,8 @@ class Checkpoints:
             blank: a state, as arrays with the devices that the result should have.
 
         Raises:
-            StorageError: the conditions differ, or the checkpoint is damaged.
+            StorageError: the conditions differ, the checkpoint is damaged, or its
+                arrays are of another version.
         """
         number = self._manager.latest_step()
         if number is None:
@@ -73,6 +79,7 @@ class Checkpoints:
         ]
         facts = self._restore(number, facts=ocp.args.JsonRestore()).facts
         self._check_conditions(facts)
+        self._check_layout(number, target)
         restored = self._restore(number, state=ocp.args.StandardRestore(target)).state
         if facts.get("hash") != _hash(restored):
             raise self._error("its arrays are not the ones that were saved")
@@ -121,8 +128,21 @@ class Checkpoints:
         if changed:
             raise StorageError(
                 f"{self.folder}: cannot resume; changed since the checkpoint: "
-                f"{changed}."
+                f"{changed}. {AGAIN}"
             )
+
+    def _check_layout(self, number: int, target: list[jax.ShapeDtypeStruct]) -> None:
+        """Raises for arrays that another version saved, or that are missing."""
+        state = self._guard(self._manager.item_metadata, number).state
+        before, now = ([_form(leaf) for leaf in some] for some in (state.tree, target))
+        if len(before) != len(now):
+            before, now = [f"{len(before)} arrays"], [str(len(now))]
+        for old, new in zip(before, now, strict=True):
+            if old != new:
+                raise StorageError(
+                    f"{self.folder}: cannot resume; another version saved this "
+                    f"checkpoint, with {old} instead of {new}. {AGAIN}"
+                )
 
     def _guard(self, function, *arguments, **options) -> Any:
         """Turns the many errors of disks and Orbax into one."""
@@ -143,8 +163,13 @@ class Checkpoints:
     def _error(self, reason: str) -> StorageError:
         return StorageError(
             f"{self.folder}: a checkpoint cannot be written or read: {reason}. {SAFE} "
-            "To start these lanes again, remove the folder."
+            f"{AGAIN}"
         )
+
+
+def _form(leaf: Any) -> str:
+    """Returns the type and shape of an array as text."""
+    return f"{np.dtype(leaf.dtype)}{[*leaf.shape]}"
 
 
 def _hash(leaves: list[jax.Array]) -> list[str]:

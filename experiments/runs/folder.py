@@ -74,12 +74,19 @@ def keep_config(path: Path, sweep: Sweep, kind: str) -> None:
     """Writes the config of a run or study, or checks that it is the same.
 
     Raises:
-        ConfigError: it is another one; the text names what differs.
+        ConfigError: it is another one, or cannot be read by this version; the text
+            names what differs.
     """
     if not path.exists():
         write_text(path, axes.to_toml(sweep))
         return
-    before = axes.make_sweep(axes.read_toml(path), str(path), type(sweep.base))
+    try:
+        before = axes.make_sweep(axes.read_toml(path), str(path), type(sweep.base))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error} Another version wrote this {kind}, or it is damaged; use another "
+            "folder with --out."
+        ) from None
     if changed := axes.differences(before, sweep):
         more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
         raise ConfigError(

@@ -232,6 +232,19 @@ def test_a_garbled_config_is_named(runs, config, tmp_path, capsys, content):
     assert_one_line(capsys.readouterr().err, str(folder))
 
 
+def test_the_folder_of_another_version_says_what_to_do(tmp_path, capsys):
+    """Its config has a field that this version does not know."""
+    row, folder = tmp_path / "row.toml", tmp_path / "run"
+    row.write_text(CONFIG)
+    folder.mkdir()
+    (folder / "config.toml").write_text(CONFIG.replace("units", "width"))
+    assert ablate(row, folder) == 2
+    assert capsys.readouterr().err == (
+        f"error: {folder}/config.toml: model.width: unknown field. Another version "
+        "wrote this run, or it is damaged; use another folder with --out.\n"
+    )
+
+
 @pytest.mark.parametrize("name", ["results.jsonl", "run.json", "config.toml"])
 def test_a_folder_in_the_place_of_a_file_is_named(runs, config, tmp_path, capsys, name):
     folder = shutil.copytree(runs / "interrupted", tmp_path / "run")
@@ -297,9 +310,33 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed(tmp_path, dtype):
             saved.restore(state)
     with (
         Checkpoints(tmp_path / "c", {"prng": "y"}) as saved,
-        pytest.raises(StorageError, match=r"prng \(checkpoint: x, now: y\)"),
+        pytest.raises(StorageError, match=r"prng \(checkpoint: x, now: y\)\. To start"),
     ):
         saved.restore(state)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": (3,), "b": (2, 2), "c": ()}, "2 arrays instead of 3"),
+        ({"a": (3,)}, "2 arrays instead of 1"),
+        ({"a": (4,), "b": (2, 2)}, "float32[3] instead of float32[4]"),
+    ],
+)
+def test_a_checkpoint_of_another_layout_says_so(tmp_path, state, message):
+    before = {"a": jax.numpy.ones(3, "float32"), "b": jax.numpy.ones((2, 2), "float32")}
+    with Checkpoints(tmp_path / "c", {}) as saved:
+        saved.save(1, before)
+    blank = {name: jax.numpy.ones(shape, "float32") for name, shape in state.items()}
+    with (
+        Checkpoints(tmp_path / "c", {}) as saved,
+        pytest.raises(StorageError) as error,
+    ):
+        saved.restore(blank)
+    assert str(error.value) == (
+        f"{tmp_path}/c: cannot resume; another version saved this checkpoint, with "
+        f"{message}. To start these lanes again, remove the folder."
+    )
 
 
 # Weights.
