@@ -19,6 +19,7 @@ FLOORS = (
     {"cells", "presets", "serialisation", "calibration", "regression"},
     {"loops", "plot"},
     {"linen"},
+    {"libraries"},
     {"nnx", "wrapping"},
     {"interop"},
 )
