@@ -41,7 +41,6 @@ def write_report(
         ConfigError: a folder has no results, or the margin is below 0.
         StorageError: a file cannot be read or written.
     """
-    _check_margin(margin)
     if found := _study(folders):
         drawn = searched.drawings(found)
         scenes = {name: drawing.draw() for name, drawing in drawn.items()}
@@ -132,16 +131,12 @@ def _study(folders: Sequence[Path]) -> searched.Found | None:
 
 
 def _load(folder: Path, margin: float = 0.0) -> xr.Dataset:
-    _check_margin(margin)
+    if not margin >= 0:
+        raise ConfigError(f"margin: must be at least 0, got {margin:g}.")
     data = load_dataset(folder)
     if margin and data.attrs["race"]:
         raise ConfigError(f"margin: {folder} is a race, which has its own.")
     return lanes.started(data.assign_attrs(margin=margin or data.attrs["margin"]))
-
-
-def _check_margin(margin: float) -> None:
-    if not margin >= 0:
-        raise ConfigError(f"margin: must be at least 0, got {margin:g}.")
 
 
 def _summary_table(run: xr.Dataset):

@@ -10,6 +10,8 @@ import jax
 import pytest
 
 from experiments import __main__ as commands
+from experiments.commands import configs
+from experiments.commands import runs as run_commands
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
 
@@ -100,19 +102,19 @@ def recording(function, called):
 @pytest.mark.parametrize("line", COMMANDS)
 def test_its_commands_are_understood(line, monkeypatch):
     called = []
-    for name in (
-        "_configs",
-        "_evaluate",
-        "_replay",
-        "_report",
-        "_export",
-        "_reproduce",
+    for module, name in (
+        (commands, "_configs"),
+        (configs, "reproduce"),
+        *((run_commands, name) for name in ("evaluate", "replay", "report", "export")),
     ):
-        command = recording(getattr(commands, name), called)
-        monkeypatch.setattr(commands, name, command)
+        command = recording(getattr(module, name), called)
+        monkeypatch.setattr(module, name, command)
     # `ablate` and `train` check the config and the fields before they run it.
-    for name in ("run", "tune", "estimate", "_join"):
-        monkeypatch.setattr(commands, name, lambda *_: called.append(_) or True)
+    for module, name in (
+        *((configs, name) for name in ("run", "estimate", "_join")),
+        (configs.searching, "tune"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_: called.append(_) or True)
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(line.split("python -m experiments")[1])
     assert commands.main(arguments) == 0

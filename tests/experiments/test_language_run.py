@@ -18,9 +18,9 @@ import pytest
 from scipy import special
 
 import rdrop
-from experiments import __main__ as commands
 from experiments import axes
 from experiments.__main__ import main
+from experiments.commands import configs
 from experiments.config import Noise
 from experiments.language import run
 from experiments.language.config import Config, Dropout, Model, Words
@@ -93,7 +93,7 @@ def train(text, config, folder, *arguments):
 @pytest.fixture
 def no_report(monkeypatch):
     """Leaves out the report, whose figures take longer than the training."""
-    monkeypatch.setattr(commands, "_concluding", lambda events: lambda folder: None)
+    monkeypatch.setattr(configs, "_concluding", lambda events: lambda folder: None)
 
 
 def lines(folder):

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.__main__ import KINDS, main
+from experiments.__main__ import main
 from experiments.axes import make_sweep, read_toml
+from experiments.commands import KINDS
 from experiments.config import ConfigError
 from experiments.language.config import Config, Model, Train
 from experiments.language.model import init, make_model

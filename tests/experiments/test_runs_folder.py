@@ -15,6 +15,7 @@ import pytest
 from experiments import __main__ as commands
 from experiments import axes, engine
 from experiments.classify.run import Sequences
+from experiments.commands import configs
 from experiments.config import ConfigError
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.files import StorageError
@@ -45,7 +46,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture
 def no_report(monkeypatch):
-    monkeypatch.setattr(commands, "_concluding", lambda events: lambda folder: None)
+    monkeypatch.setattr(configs, "_concluding", lambda events: lambda folder: None)
 
 
 def ablate(config, folder, *arguments):
@@ -57,7 +58,7 @@ def sweep_of(config):
     return axes.make_sweep(axes.read_toml(config), str(config))
 
 
-class _Impatient(commands.Sequences):
+class _Impatient(Sequences):
     """Stops after two evaluations, as Ctrl-C would."""
 
     def compile(self, *arguments, **options):

@@ -14,6 +14,7 @@ from folders import make_lines, write_folder
 
 from experiments import __main__ as command
 from experiments import report
+from experiments.commands import configs
 from experiments.config import ConfigError
 from experiments.report import trackers
 from experiments.runs.files import StorageError
@@ -119,13 +120,13 @@ def test_a_missing_package_is_named_before_the_training(
 
 def test_a_command_logs_at_its_end(run, monkeypatch, capsys):
     monkeypatch.setattr(report, "write_report", lambda folders: folders[0] / "report")
-    command._concluding("tensorboard")(run)
+    configs._concluding("tensorboard")(run)
     assert "Logged to tensorboard: 7 lanes." in capsys.readouterr().out
     assert (run / "tensorboard" / NAME).is_dir()
 
 
 def test_the_command_line_has_all_trackers():
-    assert get_args(command.Tracker) == tuple(trackers.TRACKERS)
+    assert get_args(configs.Tracker) == tuple(trackers.TRACKERS)
 
 
 def log_apart(run, tracker, monkeypatch):
