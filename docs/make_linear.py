@@ -30,7 +30,8 @@ from experiments.classify.methods import AT_SITES, LIFETIMES
 from experiments.report import lanes
 from experiments.report.lanes import METHOD
 from experiments.runs.records import FINAL
-from experiments.statistics import MINUS, Comparison, compare, count_text
+from experiments.statistics import Comparison, compare
+from experiments.wording import MINUS, count_text
 
 RESULT = Path(__file__).parents[1] / "configs/results/linear_sites.json"
 TASKS = {

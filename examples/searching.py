@@ -26,7 +26,7 @@ from experiments.engine import run
 from experiments.runs.records import read_records
 from experiments.search.study import best_first, read_study
 from experiments.search.tune import Search, tune
-from experiments.statistics import mean_sd
+from experiments.wording import mean_sd
 
 REPETITIONS, NEW_SEEDS, NEW = 5, 8, 1000
 WAYS = {"random": ("random", 0), "TPE": ("tpe", 0), "TPE, halving": ("tpe", 3)}

@@ -19,7 +19,8 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
-from experiments.statistics import LEVEL, RESAMPLES
+from experiments.bootstrap import RESAMPLES
+from experiments.statistics import LEVEL
 
 CUT = 0.25  # of the values at each end
 

@@ -30,7 +30,7 @@ from experiments.runs.facts import check_data, read_facts, write_facts
 from experiments.runs.folder import CHECKPOINTS, open_run
 from experiments.runs.records import Store, read_records
 from experiments.runs.weights import Keep, prune_weights, save_weights, weights_path
-from experiments.statistics import count_text
+from experiments.wording import count_text
 
 COMPILED = "compiled"  # XLA's programs, so that a resumed run need not compile
 

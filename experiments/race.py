@@ -39,7 +39,8 @@ from experiments.sequential import (
     fewest_seeds,
     p_value,
 )
-from experiments.statistics import LEVEL, Comparison, compare, count_text
+from experiments.statistics import LEVEL, Comparison, compare
+from experiments.wording import count_text
 
 # A race that looks too rarely trains more seeds than it needs.
 MOST_NEW_SHARE = 0.25  # of the seeds so far

@@ -1,24 +1,20 @@
-"""Statistics: paired tests, Holm's correction, intervals and the seeds needed.
+"""Statistics: paired tests, Holm's correction and the seeds needed.
 
 Lanes of one seed share their initial parameters and the order of their data, so
 settings are compared by their differences at each seed. Comparisons that are tested
 together form a family. A difference is called lower or higher only if a paired t-test
-supports it after Holm's correction [2] for the size of the family.
+supports it after Holm's correction [1] for the size of the family.
 
 Shapes:
-    N seeds, M sequences.
+    N seeds.
 
 References:
-    [1] Hesterberg. What teachers should know about the bootstrap. The American
-        Statistician 69(4), 2015: the expanded percentile interval, section 4.
-    [2] Holm. A simple sequentially rejective multiple test procedure. Scandinavian
+    [1] Holm. A simple sequentially rejective multiple test procedure. Scandinavian
         Journal of Statistics 6(2), 1979.
-    [3] Cohen. Statistical power analysis for the behavioral sciences. 1988.
-    [4] Schuirmann. A comparison of the two one-sided tests procedure and the power
+    [2] Cohen. Statistical power analysis for the behavioral sciences. 1988.
+    [3] Schuirmann. A comparison of the two one-sided tests procedure and the power
         approach for assessing the equivalence of average bioavailability. Journal of
         Pharmacokinetics and Biopharmaceutics 15(6), 1987. (Text unchecked.)
-    [5] Owen. The pigeonhole bootstrap. The Annals of Applied Statistics 1(2), 2007.
-        (Only its abstract was read.)
 """
 
 import math
@@ -29,12 +25,12 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
+from experiments.wording import count_text, p_text, signed
+
 LEVEL = 0.05
 MOST_SEEDS = 10_000
 QUANTILES = 500
-RESAMPLES = 4999
 UNSETTLED = "no settled difference"
-MINUS = "\N{MINUS SIGN}"
 Pair: TypeAlias = tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]
 
 
@@ -199,75 +195,6 @@ def compare(
     return found
 
 
-def interval(
-    values: Float[np.ndarray, "N *rest"],
-) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
-    """Returns the 95 % bootstrap interval of the mean over the first axis.
-
-    It is the expanded percentile interval [1]: percentiles of the resampled means,
-    widened as Student's t is for N seeds, since plain percentiles are too narrow for a
-    few. It never reaches beyond the lowest and the highest seed. For normal values it
-    covers the true mean in 51 % (N = 2), 75 % (3), 88 % (4), 92 % (5) and 94 % (10) of
-    all runs, and in fewer for skewed values. Pictures show it; tests do not use it.
-
-    Returns:
-        Its ends, the same for the same values; for one seed, the value itself twice.
-    """
-    seeds = len(values)
-    if seeds < 2:
-        return np.asarray(values[0]), np.asarray(values[0])
-    found = scipy.stats.bootstrap(
-        (values,),
-        np.mean,
-        axis=0,
-        n_resamples=RESAMPLES,
-        batch=1000,
-        method="percentile",
-        confidence_level=1 - 2 * scipy.stats.norm.sf(_reach(seeds)),
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return np.asarray(found.low), np.asarray(found.high)
-
-
-def crossed_interval(
-    values: Float[np.ndarray, "N M"], weights: Float[np.ndarray, "M"]
-) -> tuple[float, float]:
-    """Returns the 95 % interval of the mean over other seeds and other sequences.
-
-    A percentile bootstrap in two levels: each resample draws seeds, and then sequences.
-    All seeds are tested on the same sequences, so that a hard sequence is hard for all:
-    each resample has one draw of sequences for all of its seeds, as in the pigeonhole
-    bootstrap [5]. With other sequences for each seed, this shared part would seem to
-    shrink with the number of seeds. The means of the seeds are stretched around their
-    mean, as much as `interval` is widened for that many seeds. For normal effects it
-    covers the true mean of 4 seeds on 100 sequences in 94 % (no effect of sequences) to
-    99 % (hardly one of seeds) of all runs.
-
-    Args:
-        values: differences of two settings at each seed on each sequence; at least 2
-            seeds and 2 sequences.
-        weights: of each sequence in the mean.
-
-    Returns:
-        Its ends, the same for the same values.
-    """
-    seeds, sequences = values.shape
-    rng = np.random.default_rng(0)
-    means = np.average(values, axis=1, weights=weights)
-    wider = _reach(seeds) / scipy.stats.norm.isf(LEVEL / 2)
-    stretched = values + (wider - 1) * (means - means.mean())[:, None]
-
-    def resampled() -> float:
-        rows = rng.integers(seeds, size=seeds)
-        columns = rng.integers(sequences, size=sequences)
-        found = stretched[np.ix_(rows, columns)].mean(axis=0)
-        return np.average(found, weights=weights[columns])
-
-    found = [resampled() for _ in range(RESAMPLES)]
-    low, high = np.quantile(found, [LEVEL / 2, 1 - LEVEL / 2])
-    return float(low), float(high)
-
-
 def t_interval(
     differences: Float[np.ndarray, "N"], level: float = LEVEL
 ) -> tuple[float, float]:
@@ -291,7 +218,7 @@ def paired_p(differences: Float[np.ndarray, "N"]) -> float:
 
 
 def tost_p(differences: Float[np.ndarray, "N"], margin: float) -> float:
-    """Returns the p-value of a mean not inside (-margin, margin), by TOST [4].
+    """Returns the p-value of a mean not inside (-margin, margin), by TOST [3].
 
     It is the larger one of two one-sided t-tests, of a mean of at most -margin and of
     at least margin. Equal differences have no spread to test against: p is 0 if they
@@ -311,7 +238,7 @@ def holm(ps: Sequence[float]) -> list[float]:
     """Corrects p-values so that the chance of any error in the family is at most 5 %.
 
     The k-th smallest of m is multiplied by m - k + 1, and none is smaller than one
-    before it [2].
+    before it [1].
     """
     adjusted, highest = [0.0] * len(ps), 0.0
     for k, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
@@ -342,7 +269,7 @@ def levels(ps: Sequence[float]) -> list[float]:
 
 
 def power(effect: float, seeds: int, level: float = LEVEL) -> float:
-    """Returns the chance that a paired t-test finds an effect [3].
+    """Returns the chance that a paired t-test finds an effect [2].
 
     It integrates the noncentral t distribution over the observed standard deviation,
     since scipy's has NaN tails for strong effects.
@@ -388,37 +315,9 @@ def seeds_needed(
     return high
 
 
-def _reach(seeds: int) -> float:
-    """The reach of an interval [1] in standard deviations of a resampled mean."""
-    return scipy.stats.t.isf(LEVEL / 2, seeds - 1) * math.sqrt(seeds / (seeds - 1))
-
-
-def mean_sd(values: Float[np.ndarray, "N"]) -> str:
-    """Returns mean ± standard deviation as text; the value alone for one seed."""
-    if not np.isfinite(values).all():
-        return "-"
-    spread = f" ±{values.std(ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{spread}"
-
-
-def p_text(p: float) -> str:
-    """Returns a p-value as text."""
-    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
-
-
 def difference_text(comparison: Comparison) -> str:
     """Returns a difference with its interval as text."""
     return (
         f"{signed(comparison.difference)}, interval {signed(comparison.low)} to "
         f"{signed(comparison.high)}"
     )
-
-
-def signed(value: float) -> str:
-    """Returns a difference as text, with the minus sign of print."""
-    return f"{value:+.3f}".replace("-", MINUS)
-
-
-def count_text(count: int, name: str) -> str:
-    """Returns "1 seed" or "4 seeds"."""
-    return f"{count:,} {name}{'s' * (count != 1)}"

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rdrop
+from experiments.bootstrap import crossed_interval
 from experiments.classify.forecasts import mixture_scores
 from experiments.classify.model import dropout_of
 from experiments.classify.run import Sequences
@@ -43,7 +44,7 @@ from experiments.runs.evaluations import (
     other_seeds,
 )
 from experiments.runs.records import read_records
-from experiments.statistics import crossed_interval, t_interval
+from experiments.statistics import t_interval
 from experiments.task import Batch, Data, Normal
 from rdrop import montecarlo
 

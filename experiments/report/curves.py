@@ -8,6 +8,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from experiments.axes import RATE, value_text
+from experiments.bootstrap import interval
 from experiments.report import lanes
 from experiments.report.findings import Planned, kinds, methods, planned, raced
 from experiments.report.lanes import METHOD, PLANE, Setting
@@ -18,7 +19,6 @@ from experiments.report.scene import Scene
 from experiments.report.sentences import plain
 from experiments.report.several import RunBest
 from experiments.sequential import intervals
-from experiments.statistics import interval
 
 MOST_PANELS = 25
 MOST_LINES = 12

@@ -28,7 +28,7 @@ from experiments.report import lanes
 from experiments.report.curves import short_text
 from experiments.report.lanes import Setting, describe
 from experiments.report.sentences import plain
-from experiments.statistics import MINUS, count_text, p_text
+from experiments.wording import MINUS, count_text, p_text
 
 FIGURES = ("changes", "ranks")
 FEWEST_RANKED = 3  # Friedman's test is not defined for fewer

@@ -17,7 +17,7 @@ from experiments.report.findings import (
 from experiments.report.lanes import PLANE
 from experiments.report.scene import Scene
 from experiments.report.several import compare_runs
-from experiments.statistics import count_text
+from experiments.wording import count_text
 
 LINES = "Lines are means over the seeds; the band is the range of the seeds."
 CHOSEN = "The chosen setting and its baseline."

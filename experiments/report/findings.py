@@ -16,14 +16,8 @@ from experiments.report import lanes
 from experiments.report.lanes import METHOD, PLANE, Setting
 from experiments.runs.dataset import MISSING
 from experiments.sequential import SEQUENTIAL, interval
-from experiments.statistics import (
-    MINUS,
-    Comparison,
-    Pair,
-    compare,
-    count_text,
-    t_interval,
-)
+from experiments.statistics import Comparison, Pair, compare, t_interval
+from experiments.wording import MINUS, count_text
 
 SPLITS = {"test": "test", "valid": "validation"}
 ARGUMENTS = dict(zip(PLANE, ("`dropout`", "`recurrent_dropout`"), strict=True))

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from experiments.axes import value_text
+from experiments.bootstrap import interval
 from experiments.report import lanes
 from experiments.report.data_sets import Change, OverDataSets, label, percent
 from experiments.report.findings import (
@@ -32,15 +33,8 @@ from experiments.report.scene import (
     text_width,
 )
 from experiments.report.sentences import plain
-from experiments.statistics import (
-    MINUS,
-    UNSETTLED,
-    difference_text,
-    interval,
-    mean_sd,
-    p_text,
-    signed,
-)
+from experiments.statistics import UNSETTLED, difference_text
+from experiments.wording import MINUS, mean_sd, p_text, signed
 
 WIDTH = 460.0
 MOST_CHANGES = 40

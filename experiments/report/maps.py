@@ -28,7 +28,7 @@ from experiments.report.scene import (
     text_width,
 )
 from experiments.report.sentences import plain
-from experiments.statistics import mean_sd
+from experiments.wording import mean_sd
 
 LEARNED = ("rate_inputs", "rate_recurrent")
 MOST_MAPS = 12

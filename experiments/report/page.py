@@ -25,7 +25,7 @@ from experiments.report.lanes import PLANE
 from experiments.report.palette import DARK, LIGHT, theme_css
 from experiments.report.rendering import inline_svg
 from experiments.report.scene import Scene
-from experiments.statistics import count_text
+from experiments.wording import count_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 # A longer table is shown on demand: the pictures above it show the same results.

@@ -13,7 +13,7 @@ from experiments.aggregate import Ranks
 from experiments.report.data_sets import OverDataSets, label
 from experiments.report.scales import Scale
 from experiments.report.scene import Box, Dot, Label, Mark, Scene, Stroke, text_width
-from experiments.statistics import p_text
+from experiments.wording import p_text
 
 MOST_RANKED = 40
 AXIS, TOP, STEP, BAR = 320.0, 62.0, 20.0, 8.0

@@ -27,7 +27,7 @@ from experiments.search.study import (
     read_study,
     spent_lanes,
 )
-from experiments.statistics import count_text, mean_sd
+from experiments.wording import count_text, mean_sd
 
 LEFT, TOP = 62.0, 30.0
 COLOURS = {"finished": "inputs", "pruned": "plain", "diverged": "recurrent"}

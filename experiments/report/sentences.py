@@ -18,7 +18,7 @@ from experiments.report.findings import (
 )
 from experiments.report.lanes import METHOD, PLANE, Setting
 from experiments.runs.dataset import MISSING
-from experiments.statistics import count_text, mean_sd
+from experiments.wording import count_text, mean_sd
 
 NOTHING = "No setting has a finite validation loss at every seed."
 NOT_COMPARED = "not compared, as results are missing"

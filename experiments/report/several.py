@@ -9,7 +9,8 @@ import xarray as xr
 from experiments.report import lanes
 from experiments.report.lanes import Setting
 from experiments.sequential import SEQUENTIAL
-from experiments.statistics import Comparison, compare, mean_sd
+from experiments.statistics import Comparison, compare
+from experiments.wording import mean_sd
 
 NOT_COMPARED = "not compared: data, loss or seeds differ, or there is one seed"
 

@@ -12,12 +12,8 @@ from experiments.report.data_sets import OverDataSets, percent
 from experiments.report.findings import difference_name, explored, methods, planned
 from experiments.report.lanes import METHOD, PLANE, Setting, describe
 from experiments.report.several import RunBest
-from experiments.statistics import (
-    MOST_SEEDS,
-    Comparison,
-    mean_sd,
-    signed,
-)
+from experiments.statistics import MOST_SEEDS, Comparison
+from experiments.wording import mean_sd, signed
 
 MOST_COLUMNS = 3
 TESTED = ("verdict", "difference", "p (corrected)", "seeds needed")

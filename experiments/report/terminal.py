@@ -8,7 +8,7 @@ from experiments.axes import value_text
 from experiments.report import lanes
 from experiments.report.lanes import PLANE, Setting
 from experiments.report.tables import Table
-from experiments.statistics import mean_sd
+from experiments.wording import mean_sd
 
 CHOSEN = "bold green"
 

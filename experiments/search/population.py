@@ -20,7 +20,7 @@ from experiments.kinds import Loaded
 from experiments.progress import Watch
 from experiments.search.space import Space
 from experiments.search.study import Result, loss_of
-from experiments.statistics import count_text
+from experiments.wording import count_text
 
 Setting = Mapping[str, Any]
 

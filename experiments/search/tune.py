@@ -23,7 +23,7 @@ from experiments.search.study import (
     loss_of,
     read_results,
 )
-from experiments.statistics import count_text
+from experiments.wording import count_text
 
 BEST = "best.toml"
 

@@ -9,6 +9,7 @@ from helpers import assert_close
 
 import rdrop
 from experiments.__main__ import main
+from experiments.bootstrap import crossed_interval
 from experiments.classify import evaluate as classify_evaluate
 from experiments.classify.evaluate import compare_settings, evaluate_sequences
 from experiments.classify.model import Network
@@ -18,7 +19,7 @@ from experiments.config import Task as Options
 from experiments.runs.evaluations import TrainedLane, read_evaluations
 from experiments.runs.records import read_records
 from experiments.runs.weights import load_weights, weights_path
-from experiments.statistics import crossed_interval, t_interval
+from experiments.statistics import t_interval
 from experiments.tasks import load_task
 
 SMALL = [

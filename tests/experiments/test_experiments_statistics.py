@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from helpers import assert_frequency
 
-from experiments import statistics
+from experiments import bootstrap, statistics, wording
 
 RUNS = 4000
 
@@ -76,17 +76,17 @@ def test_power_is_how_often_an_effect_is_seen(rng):
     ("seeds", "coverage"), [(2, 0.51), (3, 0.75), (4, 0.88), (5, 0.92), (10, 0.94)]
 )
 def test_intervals_cover_what_their_docstring_says(rng, seeds, coverage):
-    low, high = statistics.interval(rng.normal(size=(seeds, 2000)))
+    low, high = bootstrap.interval(rng.normal(size=(seeds, 2000)))
     covered = int(((low <= 0) & (high >= 0)).sum())
     assert_frequency(covered, 2000, coverage)
 
 
 def test_an_interval_is_the_same_again_and_lies_within_the_seeds(rng):
     values = rng.normal(size=4)
-    low, high = statistics.interval(values)
-    assert (low, high) == statistics.interval(values)
+    low, high = bootstrap.interval(values)
+    assert (low, high) == bootstrap.interval(values)
     assert values.min() <= low < values.mean() < high <= values.max()
-    assert statistics.interval(values[:1]) == (values[0], values[0])
+    assert bootstrap.interval(values[:1]) == (values[0], values[0])
 
 
 @pytest.mark.parametrize(("seeds", "sequences"), [(1.0, 0.2), (0.05, 1.0), (0.3, 0.5)])
@@ -101,7 +101,7 @@ def test_an_interval_over_seeds_and_sequences_adds_their_variances(
     of_t, of_normal = scipy.stats.t.ppf(0.975, 39), scipy.stats.norm.ppf(0.975)
     reach = math.sqrt(of_t**2 * of_seed.var(ddof=1) / 40 + of_normal**2 * spread)
     values = of_seed[:, None] + of_sequence
-    low, high = statistics.crossed_interval(values, weights)
+    low, high = bootstrap.crossed_interval(values, weights)
     assert (high - low) / 2 == pytest.approx(reach, rel=0.05)
     middle = of_seed.mean() + mean
     assert (low + high) / 2 == pytest.approx(middle, abs=0.1 * reach)
@@ -118,10 +118,10 @@ def test_intervals_over_sequences_cover_what_their_docstring_says(
         effects = rng.normal(size=(4, 1)) * (1 if not of_sequences else 0.03)
         noise = rng.normal(size=(5, 100)) * of_sequences
         values = effects + noise[:1] + noise[1:]
-        low, high = statistics.crossed_interval(values, np.ones(100))
+        low, high = bootstrap.crossed_interval(values, np.ones(100))
         covered += low <= 0 <= high
     assert_frequency(covered, 150, coverage)
-    assert statistics.crossed_interval(values, np.ones(100)) == (low, high)
+    assert bootstrap.crossed_interval(values, np.ones(100)) == (low, high)
 
 
 def test_comparisons_are_one_family():
@@ -186,9 +186,9 @@ def test_t_intervals_are_those_of_scipy(rng):
 def test_one_seed_has_no_statistics():
     one = np.array([0.5])
     assert statistics.compare([(one, one - 0.1)]) == [None]
-    assert statistics.mean_sd(one) == "0.500"
-    assert statistics.mean_sd(np.array([0.4, 0.6])) == "0.500 ±0.141"
-    assert statistics.mean_sd(np.array([0.4, np.nan])) == "-"
+    assert wording.mean_sd(one) == "0.500"
+    assert wording.mean_sd(np.array([0.4, 0.6])) == "0.500 ±0.141"
+    assert wording.mean_sd(np.array([0.4, np.nan])) == "-"
 
 
 @pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (1.0, 10), (2.0, 3)])

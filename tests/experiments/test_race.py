@@ -23,6 +23,7 @@ from experiments.config import ConfigError
 from experiments.race import Race, next_round
 from experiments.report import findings, lanes, sentences, several, write_report
 from experiments.runs.records import read_records
+from experiments.wording import MINUS
 
 PLANES, SETTINGS, SEEDS = 2000, 8, 60
 SETTLED = {"until": "settled", "margin": 0.0}
@@ -280,7 +281,7 @@ def test_the_report_of_a_race_until_the_best(tmp_path):
     )
     page = write_report([folder]).read_text()
     names = [f"<code>dropout.rate</code> {rate}" for rate in (0.2, 0.1)]
-    assert f" {statistics.MINUS} ".join(names) in page
+    assert f" {MINUS} ".join(names) in page
     assert "Differences in the validation loss, paired by seed" in page
     assert "difference in validation NLL" in page
     assert "after Bonferroni&#39;s correction" in page
