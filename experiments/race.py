@@ -217,7 +217,7 @@ class _Standing:
         self.field, self.losses, self.race = field, losses, race
 
     def next(self, ended: Collection[int]) -> Round:
-        """Returns the first round of which a lane has not ended."""
+        """Returns the first round with a lane that is still to be trained."""
         field, settings = self.field, len(self.field.bases)
         counts = np.zeros(settings, int)
         undecided, seeds = self._start(), field.first

@@ -49,7 +49,7 @@ def read_recipe(
         seeds: replaces `seeds`, if not None.
 
     Raises:
-        ConfigError: there is no such table, the config is not valid, or it has several
+        ConfigError: it lacks this table, the config is not valid, or it has several
             settings.
     """
     paper = read_paper(path)

@@ -1,9 +1,13 @@
 """Folders of runs as the sweep leaves them, with results that a test chooses."""
 
+import contextlib
 import itertools
 import json
 
 import numpy as np
+import pytest
+
+from experiments.commands import configs
 
 PLATFORM = {
     "backend": "cpu",
@@ -21,6 +25,14 @@ TASK = {
 }
 EPOCHS = 6
 EVALUATED_AT = [2, 4, 6]
+
+
+@contextlib.contextmanager
+def no_reports():
+    """Runs end without their report, which takes longer than a tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configs, "_concluding", lambda log: lambda folder: None)
+        yield
 
 
 def curve(final, length):

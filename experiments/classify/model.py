@@ -182,7 +182,7 @@ def depth_of(configs: Sequence[Config]) -> np.ndarray | None:
     """Returns the rates of stochastic depth of lanes, None if all are 0.
 
     Raises:
-        ConfigError: there are no residual blocks to leave out.
+        ConfigError: the model lacks residual blocks to leave out.
     """
     rates = _column(c.dropout.depth.rate for c in configs)
     if not rates.any():

@@ -64,7 +64,7 @@ def other_seeds(folder: Path, line: int) -> list[int]:
     """Returns the other lines of results.jsonl with the setting of a line.
 
     Raises:
-        ConfigError: there is no such line.
+        ConfigError: the run lacks this line.
     """
     records = read_records(folder)
     setting = _record(records, line)["setting"]

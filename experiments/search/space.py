@@ -42,7 +42,7 @@ class Space(NamedTuple):
         """Reads the axes of a sweep.
 
         Raises:
-            ConfigError: there is no range to search.
+            ConfigError: it lacks a range to search.
         """
         if not any(TRACED.fullmatch(path) for path in sweep.axes):
             raise ConfigError(

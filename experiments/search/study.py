@@ -134,7 +134,7 @@ class Study:
         return self
 
     def __exit__(self, *_) -> None:
-        """Leaves the trials of this process that have not ended to the others."""
+        """Leaves the unfinished trials of this process to the others."""
         with self._alone():
             self._path.unlink(missing_ok=True)
             self._file.close()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from folders import no_reports
 from helpers import assert_close
 
 import rdrop
@@ -29,7 +30,11 @@ SMALL = [
 
 
 def ablate(root, out, *arguments, config="vowels_plane"):
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+    with (
+        no_reports(),
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+    ):
         path = str(root / f"configs/{config}.toml")
         assert main(["ablate", path, *SMALL, *arguments, "--out", str(out)]) == 0
 

@@ -40,7 +40,9 @@ def data():
 @pytest.fixture(scope="module")
 def params(data):
     configs, lanes = prepared(data)
-    return make_train(configs[0], japanese_vowels, data).init(lane(lanes)).full.params
+    return jax.jit(make_train(configs[0], japanese_vowels, data).init)(
+        lane(lanes)
+    ).full.params
 
 
 def prepared(data, **changes):

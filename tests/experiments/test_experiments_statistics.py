@@ -73,7 +73,15 @@ def test_power_is_how_often_an_effect_is_seen(rng):
 
 
 @pytest.mark.parametrize(
-    ("seeds", "coverage"), [(2, 0.51), (3, 0.75), (4, 0.88), (5, 0.92), (10, 0.94)]
+    ("seeds", "coverage"),
+    [
+        (2, 0.51),
+        (4, 0.88),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((3, 0.75), (5, 0.92), (10, 0.94))
+        ),
+    ],
 )
 def test_intervals_cover_what_their_docstring_says(rng, seeds, coverage):
     low, high = bootstrap.interval(rng.normal(size=(seeds, 2000)))
@@ -156,8 +164,8 @@ def test_intervals_and_seeds_needed_agree_with_the_verdict(rng):
     """A verdict, its interval and the seeds needed never contradict each other."""
     settled = 0
     for seeds in (2, 3, 4, 8):
-        effects = rng.uniform(0, 3, size=(10, 6, 1))
-        for differences in effects + rng.normal(size=(10, 6, seeds)):
+        effects = rng.uniform(0, 3, size=(4, 6, 1))
+        for differences in effects + rng.normal(size=(4, 6, seeds)):
             zero = np.zeros(seeds)
             for found in statistics.compare([(d, zero) for d in differences]):
                 outside = found.low > 0 or found.high < 0
@@ -165,7 +173,7 @@ def test_intervals_and_seeds_needed_agree_with_the_verdict(rng):
                 if not found.settled:
                     assert found.seeds_needed is None or found.seeds_needed > seeds
                 settled += found.settled
-    assert settled > 30
+    assert settled > 12
 
 
 def test_levels_by_hand():

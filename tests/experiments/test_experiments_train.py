@@ -42,7 +42,9 @@ def lstm(data):
     """The parameters of an LSTM."""
     found = configs(**LSTM)
     lane = first_lane(make_lanes(found, data))
-    return make_train(found[0], find("japanese_vowels"), data).init(lane).full.params
+    return jax.jit(make_train(found[0], find("japanese_vowels"), data).init)(
+        lane
+    ).full.params
 
 
 def configs(**changes):
@@ -59,7 +61,7 @@ def trained(data, task="japanese_vowels", evaluations=1, **changes):
     found = configs(**changes)
     lane = first_lane(make_lanes(found, data))
     functions = make_train(found[0], find(task), data)
-    models = functions.init(lane)
+    models = jax.jit(functions.init)(lane)
     advance = jax.jit(functions.advance)
     for _ in range(evaluations):
         models, metrics = advance(models, lane)
@@ -215,7 +217,7 @@ def test_the_price_of_a_rate_follows_the_authors(data):
     }
     found, task = configs(**learn), find("japanese_vowels")
     lane = first_lane(make_lanes(found, data))
-    params = make_train(found[0], task, data).init(lane).full.params
+    params = jax.jit(make_train(found[0], task, data).init)(lane).full.params
     price = make_training(found[0], task, data).price(params)
     p, count = 0.3, 270
     kernels = [

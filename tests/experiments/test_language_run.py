@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from folders import no_reports
 from scipy import special
 
 import rdrop
 from experiments import axes
 from experiments.__main__ import main
-from experiments.commands import configs
 from experiments.config import Noise
 from experiments.language import run
 from experiments.language.config import Config, Dropout, Model, Words
@@ -91,9 +91,9 @@ def train(text, config, folder, *arguments):
 
 
 @pytest.fixture
-def no_report(monkeypatch):
-    """Leaves out the report, whose figures take longer than the training."""
-    monkeypatch.setattr(configs, "_concluding", lambda events: lambda folder: None)
+def no_report():
+    with no_reports():
+        yield
 
 
 def lines(folder):
@@ -136,7 +136,7 @@ def test_kept_parameters_have_the_losses_that_are_written(finished, text):
     params = load_weights(weights_path(finished, 1)).params
     corpus = run.load(config.task)
     model = make_model(config, len(corpus.vocabulary))
-    nll = make_evaluate(config, model, 5)(
+    nll = jax.jit(make_evaluate(config, model, 5))(
         params, noises([config])[0], whole_rows(corpus.test, 2, 5)
     )
     written = lines(finished)[1]["metrics"]["test_nll"][-1]
@@ -314,7 +314,7 @@ def test_a_dry_run_measures_and_writes_nothing(text, config, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("keep", ["none", "best"])
+@pytest.mark.parametrize("keep", [pytest.param("none", marks=pytest.mark.slow), "best"])
 @pytest.mark.usefixtures("no_report")
 def test_weights_that_are_not_wanted_are_removed(text, config, tmp_path, keep):
     rates = ["--train.learning-rate", "1e-6", "0.1", "--train.epochs", "1"]

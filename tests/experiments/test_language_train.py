@@ -217,7 +217,7 @@ def test_the_projection_of_a_tied_softmax_has_its_own_noise(rng):
     dropped = dataclasses.replace(NOISY, between=Noise(), projected=Noise(rate=0.5))
     config = make_config(options, dropped)
     model, (noise,) = make_model(config, V), noises([config])
-    params = init(model, jax.random.key(0))
+    params = jax.jit(lambda: init(model, jax.random.key(0)))()
     tokens = jnp.asarray(rng.integers(0, V, (3, 7), np.int32))
     keys = rdrop.stream_keys(jax.random.key(1))
     reading = jax.jit(model.apply)(params, tokens, noise, keys)
@@ -629,7 +629,9 @@ def test_evaluation_is_the_mean_over_all_tokens(corpus, params, batch, window):
     model = make_model(config, V)
     text, apply = corpus.valid, jax.jit(model.apply)
     rows = whole_rows(text, batch, window)
-    found = make_evaluate(config, model, window)(params, noises([config])[0], rows, 2.0)
+    found = jax.jit(make_evaluate(config, model, window))(
+        params, noises([config])[0], rows, 2.0
+    )
     pieces = [text] if batch == 1 else [text[:12], text[11:]]
     losses = []
     for piece in pieces:
@@ -654,7 +656,7 @@ def test_the_mean_over_windows_is_that_of_perplexities(corpus, params):
     model = make_model(config, V)
     rows = whole_rows(corpus.valid, 2, 4)
     noise = noises([config])[0]
-    found = make_evaluate(config, model, 4)(params, noise, rows)
+    found = jax.jit(make_evaluate(config, model, 4))(params, noise, rows)
     logits = model.apply(params, jnp.asarray(rows.inputs)).logits
     losses = np.asarray(token_losses(logits, jnp.asarray(rows.targets)))
     parts = np.split(losses, 3, axis=1)
@@ -677,7 +679,7 @@ def test_without_a_carry_each_window_is_a_text_of_its_own(corpus, params):
     model, (noise,) = make_model(config, V), noises([config])
     rows = whole_rows(corpus.valid[:21], 2, 5)
     params = jax.tree.map(lambda leaf: 5 * leaf, params)
-    found = make_evaluate(config, model, 5)(params, noise, rows)
+    found = jax.jit(make_evaluate(config, model, 5))(params, noise, rows)
     losses = [
         token_losses(model.apply(params, inputs).logits, jnp.asarray(targets))
         for inputs, targets in zip(
@@ -688,7 +690,7 @@ def test_without_a_carry_each_window_is_a_text_of_its_own(corpus, params):
     ]
     assert float(found) == pytest.approx(float(np.mean(losses)), rel=1e-6)
     carried = make_config()
-    other = make_evaluate(carried, model, 5)(params, noise, rows)
+    other = jax.jit(make_evaluate(carried, model, 5))(params, noise, rows)
     assert float(other) != pytest.approx(float(found), rel=1e-4)
 
 
@@ -710,7 +712,7 @@ def test_a_learned_start_is_trained(run, corpus):
     assert {float(x) for x in np.ravel(first)} == {float(np.float32(0.3))}
     assert {float(x) for x in np.ravel(second)} == {float(np.float32(0.2))}
     tokens = jnp.zeros((3, 4), jnp.int32)
-    apply = program.training.model.apply
+    apply = jax.jit(program.training.model.apply)
     np.testing.assert_array_equal(
         apply({"params": given}, tokens).logits,
         apply({"params": given}, tokens, carry=(first, second)).logits,
@@ -785,8 +787,8 @@ def test_words_are_not_dropped_in_passes_if_the_config_says_so(corpus, params):
         evaluation = Evaluation(batch=2, words=words)
         config = make_config(dropout=Dropout(words=Words(0.5)), evaluation=evaluation)
         model, (noise,) = make_model(config, V), noises([config])
-        passes = make_montecarlo(config, model, 4, 3, True)
-        plain = make_evaluate(config, model, 4)(params, noise, rows)
+        passes = jax.jit(make_montecarlo(config, model, 4, 3, True))
+        plain = jax.jit(make_evaluate(config, model, 4))(params, noise, rows)
         found.append(float(passes(params, noise, rows, keys, 1.0, 1.0) - plain))
     assert abs(found[0]) > 1e-3
     assert abs(found[1]) < 1e-6

@@ -139,14 +139,14 @@ def training_of(content, tmp_path, **train):
 def test_a_batch_of_one_is_summed_over_its_frames(content, tmp_path):
     config, task, data, lane = training_of(content, tmp_path, per="sequence")
     training = make_training(config, task, data)
-    params = make_train(config, task, data).init(lane).full.params
+    params = jax.jit(make_train(config, task, data).init)(lane).full.params
     loss = jax.jit(training.loss)
     for row, frames in enumerate([4, 8, 1]):
         one = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], data.train)
         total, mean = loss(params, lane, one, lane.key)
         assert float(total) == pytest.approx(frames * float(mean), rel=1e-6)
     two = jax.tree.map(lambda leaf: leaf[:2], data.train)
-    total, mean = training.loss(params, lane, two, lane.key)
+    total, mean = loss(params, lane, two, lane.key)
     assert float(total) == pytest.approx(6 * float(mean), rel=1e-6)
 
 
@@ -173,7 +173,7 @@ def test_forget_gates_start_with_their_bias(content, tmp_path):
     other = make_sweep({"model": {"units": 3, "forget_bias": 10.0}}, "test").base.model
     changed = Config(config.seeds, config.seed, config.task, other, train=config.train)
     plain, biased = (
-        make_train(c, task, data).init(lane).full.params["network"]["params"]
+        jax.jit(make_train(c, task, data).init)(lane).full.params["network"]["params"]
         for c in (config, changed)
     )
     expected = [0] * 3 + [10] * 3 + [0] * 6
@@ -220,7 +220,7 @@ def test_a_batch_that_is_cut_has_the_losses_and_gradients_of_the_whole(
     lane = jax.tree.map(lambda leaf: leaf[0], make_lanes([noisy], data))
     training = make_training(config, task, data)
     cut = training._replace(steps=steps)
-    params = make_train(config, task, data).init(lane).full.params
+    params = jax.jit(make_train(config, task, data).init)(lane).full.params
     whole_of, short_of = jax.jit(training.gradients), jax.jit(cut.gradients)
     for rows in ([0], [1], [2]):
         batch = jax.tree.map(lambda leaf, rows=rows: leaf[jnp.array(rows)], data.train)

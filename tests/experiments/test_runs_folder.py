@@ -11,11 +11,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from folders import no_reports
 
 from experiments import __main__ as commands
 from experiments import axes, engine
 from experiments.classify.run import Sequences
-from experiments.commands import configs
 from experiments.config import ConfigError
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.files import StorageError
@@ -45,8 +45,9 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture
-def no_report(monkeypatch):
-    monkeypatch.setattr(configs, "_concluding", lambda events: lambda folder: None)
+def no_report():
+    with no_reports():
+        yield
 
 
 def ablate(config, folder, *arguments):
@@ -344,7 +345,12 @@ def test_a_checkpoint_of_another_layout_says_so(tmp_path, state, message):
 
 
 @pytest.mark.parametrize(
-    ("keep", "lanes"), [("none", []), ("best", ["1"]), ("all", ["1", "2"])]
+    ("keep", "lanes"),
+    [
+        ("none", []),
+        ("best", ["1"]),
+        pytest.param("all", ["1", "2"], marks=pytest.mark.slow),
+    ],
 )
 def test_weights_are_kept_and_evaluated(
     config, tmp_path, no_report, capsys, keep, lanes

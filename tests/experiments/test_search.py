@@ -13,6 +13,7 @@ import tomllib
 import jax
 import numpy as np
 import pytest
+from folders import no_reports
 
 from experiments import axes
 from experiments.__main__ import main
@@ -119,7 +120,9 @@ def test_a_result_that_was_written_but_not_told_is_told(tmp_path):
         assert again._study.get_trials()[0].value == 0.5
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
+@pytest.mark.parametrize(
+    "sampler", ["tpe", pytest.param("random", marks=pytest.mark.slow), "cmaes"]
+)
 def test_a_trial_that_was_half_suggested_is_suggested_again(tmp_path, sampler):
     """The process dies after the first, or the second, parameter is stored."""
     raw = SPACE | {"model": {"units": 4, "cell": "simple"}}
@@ -246,7 +249,8 @@ def test_a_trial_is_bitwise_the_ablation_of_its_setting(searched, tmp_path):
     config = tomllib.loads((searched / "best.toml").read_text())
     assert config["dropout"]["inputs"]["rate"] == best["setting"][RANGES[0]]
     out = str(tmp_path / "run")
-    assert main(["ablate", str(searched / "best.toml"), "--out", out]) == 0
+    with no_reports():
+        assert main(["ablate", str(searched / "best.toml"), "--out", out]) == 0
     records = read_records(tmp_path / "run")
     for split in ("valid", "test"):
         losses = [r["metrics"][f"{split}_nll"][-1] for r in records]

@@ -122,8 +122,16 @@ def test_masks_of_a_row_are_those_of_its_episodes(name, kind):
                 )
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("batch", ["each", "shared"])
+@pytest.mark.parametrize(
+    ("probability", "batch"),
+    [
+        *((0.0, "shared"), (0.3, "each"), (1.0, "shared")),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((0.0, "each"), (0.3, "shared"), (1.0, "each"))
+        ),
+    ],
+)
 def test_drifting_masks_begin_anew_in_each_episode(probability, batch):
     noise = Bernoulli(0.5, per=Drift(probability), batch=batch)
     sites = {"recurrent": rdrop.Site(1, 16)}

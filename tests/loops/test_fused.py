@@ -48,7 +48,6 @@ from rdrop import Bernoulli, Dropout, Masks, Zoneout
 # Every cell and every setting at least once; the other pairs are slow.
 QUICK = [
     ("lstm", "mixed_states"),
-    ("layer_norm_lstm", "some_shared"),
     ("gru", "some_shared"),
     ("gru_reset_before", "multiplied_states"),
     ("simple", "no_noise"),
