@@ -38,10 +38,13 @@ def write_report(
             A race has its own.
 
     Raises:
-        ConfigError: a folder has no results, or the margin is below 0.
+        ConfigError: a folder has no results, the margin is below 0, or a search or a
+            race has one.
         StorageError: a file cannot be read or written.
     """
     if found := _study(folders):
+        if margin:
+            raise ConfigError("margin: a search compares no settings, so it has none.")
         drawn = searched.drawings(found)
         scenes = {name: drawing.draw() for name, drawing in drawn.items()}
         page = render_study(found, drawn, scenes)

@@ -291,6 +291,11 @@ def test_the_report_shows_the_search(searched, capsys):
     assert "model.cell" in (searched / "a.svg").read_text()
 
 
+def test_a_search_has_no_margin(searched, capsys):
+    assert main(["report", str(searched), "--margin", "0.1"]) == 2
+    assert "margin: a search compares no settings" in capsys.readouterr().err
+
+
 def test_settings_are_one_text_while_it_searches_and_in_its_report(tmp_path):
     learned = {"kind": "concrete", "learn": [False, True], "rate": [0.25, 0.75]}
     space = Space.of(sweep_of(SPACE | {"dropout": {"inputs": learned}}))
