@@ -41,6 +41,7 @@ NEEDS = {
 # Those that the smaller tables compare, in their order.
 PEERS = ("rdrop", "rdrop-plain", "torch", "keras-jax")
 RESETTERS = ("rdrop", "rdrop-plain")
+GROWERS = ("rdrop", NATIVE, "rdrop-plain", "torch")
 WITH_NATIVE = ("rdrop", NATIVE, "torch", "keras-jax")
 LINEAR: tuple[Cell, ...] = ("mingru", "rg_lru", "lru", "s5")
 SCANS = ("rdrop", "rdrop-plain", AT_ONCE)
@@ -121,7 +122,7 @@ def plan() -> list[tuple[str, str, Case]]:
         for who in ("rdrop", "keras-jax", "torch"):
             entries.append(("forward", who, forward))
     for case in GROWTH:
-        for who in ("rdrop", "rdrop-plain", "torch"):
+        for who in GROWERS:
             entries.append(("growth", who, _as_can(who, case)))
     for case in native().values():
         both = WITH_NATIVE[:2] if case.noise == "step" else WITH_NATIVE

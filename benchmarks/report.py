@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.cases import (
     CAN,
+    GROWERS,
     GROWTH,
     PEERS,
     RESETTERS,
@@ -78,6 +79,7 @@ def tables(results: dict) -> dict[str, str]:
         "memory": _memory(results),
         "growth": _growth(results),
         "native": _native(results),
+        "native-costs": _native_costs(results),
         "linear": _linear(results),
         "sweep": _sweep(results),
     }
@@ -198,11 +200,13 @@ def _growth(results):
     rows = []
     for shape in GROWTH:
         at = Lookup(results, "growth", shape)
-        ours, plain, torch = (at(who) for who in ("rdrop", "rdrop-plain", "torch"))
-        ratios = (_times(plain, ours), _times(torch, ours))
-        rows.append([_shape(shape), _ms(ours), _ms(plain), _ms(torch), *ratios])
-    heads = ["B, T, D, H", "rdrop", "plain scan", "torch, no noise"]
-    return _table([*heads, "plain / rdrop", "torch / rdrop"], rows)
+        times = [at(who) for who in GROWERS]
+        ours, compiled, plain, torch = times
+        ratios = _times(plain, ours), _times(torch, ours), _times(torch, compiled)
+        rows.append([_shape(shape), *map(_ms, times), *ratios])
+    heads = ["B, T, D, H", "rdrop", "rdrop with rdrop-cpu", "plain scan"]
+    ratios = ("plain / rdrop", "torch / rdrop", "torch / rdrop with rdrop-cpu")
+    return _table([*heads, "torch, no noise", *ratios], rows)
 
 
 def _native(results):
@@ -221,6 +225,20 @@ def _native(results):
     whos = ("rdrop", "rdrop with rdrop-cpu", "torch, no noise", "Keras on JAX")
     ratios = ("against rdrop", "against torch", "against Keras")
     return _table(["case", *whos, *ratios], rows)
+
+
+def _native_costs(results):
+    whos = WITH_NATIVE[:2]
+    rows = []
+    for name, shape in SHAPES.items():
+        at = Lookup(results, "native", shape)
+        step = {"cell": shape.cell, "train": shape.train, "noise": shape.noise}
+        first = [f"{at(who, 'first_seconds', **step):.2f}" for who in whos]
+        rises = [f"{at(who, 'peak_mb', **step):.0f}" for who in whos]
+        rows.append([name, *first, *rises])
+    units = ("first call, s", "memory, MB")
+    heads = [f"{unit}, {how}" for unit in units for how in ("without", "with")]
+    return _table(["shape", *heads], rows)
 
 
 def _linear(results):
