@@ -125,8 +125,7 @@ def plan() -> list[tuple[str, str, Case]]:
         for who in GROWERS:
             entries.append(("growth", who, _as_can(who, case)))
     for case in native().values():
-        both = WITH_NATIVE[:2] if case.noise == "step" else WITH_NATIVE
-        entries += [("native", who, _as_can(who, case)) for who in both]
+        entries += [("native", who, _as_can(who, case)) for who in who_runs(case)]
     for case in linear():
         whos = SCANS if case.cell in LINEAR else SCANS[:1]
         entries += [("linear", who, case) for who in whos]
@@ -137,6 +136,7 @@ def native() -> dict[str, Case]:
     """Returns the cases with and without compiled code, by name."""
     changes: dict[str, dict[str, Any]] = {
         "LSTM": {},
+        "LSTM, no noise": {"noise": "none"},
         "LSTM, noise per step": {"noise": "step"},
         "LSTM, forward, no noise": {"train": False, "noise": "none"},
         "GRU": {"cell": "gru"},
@@ -146,6 +146,12 @@ def native() -> dict[str, Case]:
         for name, change in changes.items()
         for shape, case in SHAPES.items()
     }
+
+
+def who_runs(case: Case) -> tuple[str, ...]:
+    """Returns who runs a case of `native`: peers train once, with what they can do."""
+    once = case.noise == "sequence" or not case.train
+    return WITH_NATIVE if once else WITH_NATIVE[:2]
 
 
 def linear() -> list[Case]:

@@ -16,6 +16,7 @@ from benchmarks.cases import (
     Case,
     linear,
     native,
+    who_runs,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -216,7 +217,7 @@ def _native(results):
         options = {"cell": case.cell, "train": case.train}
         without, ours, *peers = (
             at(who, noise=case.noise if case.noise in CAN[who] else "none", **options)
-            if case.noise != "step" or who in WITH_NATIVE[:2]
+            if who in who_runs(case)
             else None
             for who in WITH_NATIVE
         )
