@@ -18,7 +18,16 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
-from rdrop.interop.keras import Settings, build, join, preset_of, settings_of
+from rdrop.interop.keras import (
+    NEWEST,
+    Release,
+    Settings,
+    build,
+    join,
+    preset_of,
+    release_of,
+    settings_of,
+)
 from rdrop.interop.layouts import Array
 from rdrop.interop.ported import Ported
 from rdrop.interop.torch import from_torch
@@ -32,9 +41,10 @@ CELLS = ("cell", "forward_layer/cell")
 def read_keras(path: File, layer: str | Sequence[str]) -> Ported:
     """Returns a recurrent layer of a saved Keras model, without importing Keras.
 
-    A `.weights.h5` file has no settings: its layers are taken to have the default
-    activations, to run forwards, and a GRU without biases to have the reset after;
-    `dropout` is None.
+    An archive states the version of Keras that wrote it, and `dropout` is the preset of
+    that version. A `.weights.h5` file has no settings: its layers are taken to have the
+    default activations, to run forwards, and a GRU without biases to have the reset
+    after; `dropout` is None.
 
     Args:
         path: a `.keras` archive, or a `.weights.h5` file.
@@ -47,12 +57,12 @@ def read_keras(path: File, layer: str | Sequence[str]) -> Ported:
             cannot represent, as in `from_keras`.
     """
     h5py = _optional("h5py")
-    weights, config = _load(Path(path))
+    weights, *model = _load(Path(path))
     with h5py.File(io.BytesIO(weights), "r") as file:
         groups = _recurrent_layers(file)
         if isinstance(layer, str):
-            return _read_layer(_find(groups, layer), config)
-        return join([_read_layer(_find(groups, name), config) for name in layer])
+            return _read_layer(_find(groups, layer), *model)
+        return join([_read_layer(_find(groups, name), *model) for name in layer])
 
 
 def read_torch(path: File, prefix: str = "") -> Ported:
@@ -71,17 +81,18 @@ def read_torch(path: File, prefix: str = "") -> Ported:
     return from_torch(_optional("safetensors.numpy").load_file(path), prefix)
 
 
-def _load(path: Path) -> tuple[bytes, Any]:
-    """The HDF5 file of a saved model, and its config if the file has one."""
+def _load(path: Path) -> tuple[bytes, Any, Release]:
+    """The HDF5 file of a saved model, its config or None, and its version of Keras."""
     if path.suffix == ".h5":
-        return path.read_bytes(), None
+        return path.read_bytes(), None, NEWEST
     if path.suffix != ".keras":
         raise ValueError(
             f"`path` must end with .keras or .weights.h5, got {path.name!r}."
         )
     with zipfile.ZipFile(path) as archive:
         config = json.loads(archive.read("config.json"))
-        return archive.read("model.weights.h5"), config
+        version = json.loads(archive.read("metadata.json"))["keras_version"]
+        return archive.read("model.weights.h5"), config, release_of(version)
 
 
 def _recurrent_layers(file: Group) -> dict[str, Group]:
@@ -119,12 +130,12 @@ def _name(group: Group) -> str:
     return own or group.name.rsplit("/", 1)[-1]
 
 
-def _read_layer(group: Group, model: Any) -> Ported:
+def _read_layer(group: Group, model: Any, release: Release) -> Ported:
     both = DIRECTIONS[0] in group
     cells = [group[part] for part in DIRECTIONS] if both else [group]
     arrays = [_arrays(cell["cell/vars"]) for cell in cells]
     unknown: list[Settings] = [{} for _ in cells]
-    settings = unknown if model is None else _settings(model, _name(group))
+    settings = unknown if model is None else _settings(model, _name(group), release)
     return build(settings, arrays)
 
 
@@ -139,7 +150,7 @@ def _array(dataset: Any) -> Array:
     return array.view(jnp.bfloat16) if is_bfloat16 else array
 
 
-def _settings(model: Any, name: str) -> list[Settings]:
+def _settings(model: Any, name: str, release: Release) -> list[Settings]:
     """The settings of a layer in a model's config."""
     found = [each for each in _configs(model) if each[1]["name"] == name]
     if not found:
@@ -147,7 +158,7 @@ def _settings(model: Any, name: str) -> list[Settings]:
             f"config.json in `path` lacks the settings of {name!r}, as it does for a "
             "model of your own class; extract model.weights.h5 and read that."
         )
-    settings = [settings_of(*each) for each in found]
+    settings = [settings_of(*each, release) for each in found]
     if any(
         list(map(_port, each)) != list(map(_port, settings[0])) for each in settings
     ):

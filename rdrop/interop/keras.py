@@ -7,6 +7,7 @@ Checked with Keras 3.15, keras/src/layers/rnn/{lstm,gru,simple_rnn,bidirectional
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -19,8 +20,12 @@ from rdrop.dropout import Dropout
 from rdrop.interop.layouts import KERAS, Array, Arrays, Weights, read, write
 from rdrop.interop.ported import Layer, Ported, cells_of, layer_of, port, stack
 
-# The arguments of one LSTM, GRU or SimpleRNN, and its class name under "kind".
+# The arguments of one LSTM, GRU or SimpleRNN, with its class name under "kind" and the
+# release of Keras under "keras".
 Settings: TypeAlias = Mapping[str, Any]
+Release: TypeAlias = tuple[int, int]
+NEWEST = (3, 8)  # or newer: the rates mean the same
+LIBRARIES = ("keras", "tf_keras")
 KINDS = ("LSTM", "GRU", "SimpleRNN")
 GATED = ("LSTM", "GRU")
 ACTIVATIONS = {"activation": "tanh", "recurrent_activation": "sigmoid"}
@@ -48,10 +53,10 @@ HIDDEN = ("implementation", "seed", "use_cudnn")  # not in every `get_config()`
 def from_keras(layer: Any) -> Ported:
     """Returns the rdrop layer that computes the same as a Keras layer.
 
-    Its `dropout` is the preset of the layer's arguments, `rdrop.presets.keras` in most
-    cases. Outputs of a layer that goes backwards stay at the time steps of their
-    inputs; Keras returns them in reverse order. Outputs at padding are zero; Keras
-    repeats the last output unless `zero_output_for_mask`.
+    Its `dropout` is the preset of the layer's arguments in its version of Keras:
+    `rdrop.presets.keras` in most cases. Outputs of a layer that goes backwards stay at
+    the time steps of their inputs; Keras returns them in reverse order. Outputs at
+    padding are zero; Keras repeats the last output unless `zero_output_for_mask`.
 
     Args:
         layer: a built LSTM, GRU, SimpleRNN, or Bidirectional of one; or a list of such
@@ -65,7 +70,9 @@ def from_keras(layer: Any) -> Ported:
     """
     if isinstance(layer, (list, tuple)):
         return join([from_keras(each) for each in layer])
-    settings = settings_of(type(layer).__name__, live_config(layer))
+    settings = settings_of(
+        type(layer).__name__, live_config(layer), live_release(layer)
+    )
     if not layer.built:
         raise ValueError(f"`layer` must be built, got {layer.name!r}, which is not.")
     both = [layer.forward_layer, layer.backward_layer] if settings[1:] else [layer]
@@ -171,26 +178,42 @@ def live_config(layer: Any) -> dict[str, Any]:
     return config | {name: value for name, value in held if value is not None}
 
 
-def settings_of(kind: str, config: Mapping[str, Any]) -> list[Settings]:
+def release_of(version: str) -> Release:
+    """Returns the release of a version of Keras, such as "3.5.0"."""
+    major, minor, *_ = version.split(".")
+    return int(major), int(minor)
+
+
+def live_release(layer: Any) -> Release:
+    """Returns the release of the library that a layer is from."""
+    roots = (kind.__module__.partition(".")[0] for kind in type(layer).__mro__)
+    library = next((root for root in roots if root in LIBRARIES), None)
+    return release_of(sys.modules[library].__version__) if library else NEWEST
+
+
+def settings_of(
+    kind: str, config: Mapping[str, Any], release: Release = NEWEST
+) -> list[Settings]:
     """Returns the settings of a layer's directions: of one, or of two.
 
     Args:
         kind: name of the layer's class.
         config: as `get_config` returns it or an archive contains it.
+        release: the version of Keras, which decides what the rates mean.
 
     Raises:
         TypeError: a layer of another class.
         ValueError: a setting that rdrop lacks.
     """
     if kind != "Bidirectional":
-        settings = {**config, "kind": kind}
+        settings = {**config, "kind": kind, "keras": release}
         check_settings(settings)
         return [settings]
     if config["merge_mode"] != "concat":
         got = config["merge_mode"]
         raise ValueError(f'`merge_mode` must be "concat", got {got!r}.')
     parts = (config[part] for part in ("layer", "backward_layer"))
-    both = [settings_of(part["class_name"], part["config"])[0] for part in parts]
+    both = [settings_of(p["class_name"], p["config"], release)[0] for p in parts]
     directions = [each["go_backwards"] for each in both]
     if directions != [False, True]:
         raise ValueError(
@@ -218,7 +241,7 @@ def check_settings(settings: Settings) -> None:
         if got not in FUNCTIONS:
             known = ", ".join(name for name in FUNCTIONS if name != "None")
             raise ValueError(f"`{argument}` must be one of {known}, got {got}.")
-        if got == "hard_sigmoid" and settings.get("keras", 3) == 2:
+        if got == "hard_sigmoid" and settings.get("keras", NEWEST) < (3, 0):
             raise ValueError(
                 f"`{argument}` must not be hard_sigmoid of Keras 2, which is another "
                 "function than that of Keras 3 and JAX."
@@ -242,14 +265,17 @@ def preset_of(settings: Settings) -> tuple[str, tuple[float, ...]]:
     """Returns the name of the preset that equals a layer's noise, and its rates."""
     inputs, recurrent = (float(settings.get(name, 0)) for name in RATES)
     is_simple = settings.get("kind") == "SimpleRNN"
+    release = settings.get("keras", NEWEST)
+    if recurrent and (3, 0) <= release < (3, 8):
+        return "keras3_0", (inputs, inputs if release < (3, 2) else recurrent)
     if recurrent and is_simple:
         return "gal", (inputs, recurrent)
     if recurrent:
-        version = settings.get("keras", 3)
-        return "keras" if version == 3 else "keras2", (inputs, recurrent)
+        return "keras" if release >= (3, 8) else "keras2", (inputs, recurrent)
     if not is_simple and _is_fused(settings):
         return "keras2_fused", (inputs,)
-    if not is_simple and settings.get("implementation") == 1:
+    shares = is_simple or (3, 0) <= release < (3, 8)
+    if not shares and settings.get("implementation") == 1:
         return "keras2", (inputs, 0.0)
     return "keras", (inputs,)
 
@@ -273,7 +299,7 @@ def describe(value: Any) -> str:
 def _is_fused(settings: Settings) -> bool:
     """Whether Keras 2 uses its fused kernel, which draws an input mask per step."""
     return (
-        settings.get("keras") == 2
+        settings.get("keras", NEWEST) < (3, 0)
         and not settings.get("unroll")
         and settings.get("use_bias", True)
         and settings.get("reset_after", True)

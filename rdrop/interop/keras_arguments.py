@@ -11,6 +11,7 @@ References:
 
 import difflib
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ import numpy as np
 from rdrop.interop.keras import (
     ACTIVATIONS,
     GATED,
+    NEWEST,
+    Release,
     Settings,
     activations_of,
     check_settings,
@@ -28,12 +31,15 @@ from rdrop.interop.keras import (
     dropout_of,
     functions_of,
     live_config,
+    live_release,
     preset_of,
+    release_of,
     settings_of,
 )
 from rdrop.interop.ported import Noise
 from rdrop.linen import RNN, Bidirectional, Cell, GRUCell, LSTMCell, SimpleCell
 
+RELEASES = {"2": "2.15", "3": ".".join(map(str, NEWEST))}
 # Arguments that not all layers, or not both versions of Keras, have.
 LAYERS = {
     **dict.fromkeys(("recurrent_activation", "implementation", "use_cudnn"), GATED),
@@ -89,7 +95,11 @@ class Translation(NamedTuple):
 
 
 def translate_keras(
-    layer: Any = "LSTM", units: int | None = None, *, keras: int = 3, **arguments: Any
+    layer: Any = "LSTM",
+    units: int | None = None,
+    *,
+    keras: str | int | None = None,
+    **arguments: Any,
 ) -> Translation:
     """Translates the arguments of a recurrent Keras layer.
 
@@ -97,8 +107,8 @@ def translate_keras(
         layer: "LSTM", "GRU" or "SimpleRNN"; or a live layer of one of these classes, or
             a Bidirectional of one, for its own arguments.
         units: H. Like all `arguments` it overrides that argument of a live layer.
-        keras: 3, for Keras 3.8 and newer, or 2, for tf.keras up to TensorFlow 2.15 and
-            tf_keras.
+        keras: the version of Keras, such as "3.5"; 3 for 3.8 and newer, 2 for tf.keras
+            up to TensorFlow 2.15 and tf_keras. By default that of a live layer, or 3.
         arguments: arguments of the layer, under their names in Keras.
 
     Returns:
@@ -112,11 +122,10 @@ def translate_keras(
         >>> translate_keras("LSTM", 8, recurrent_dropout=0.5).module.cell.units
         8
     """
-    if keras not in (2, 3):
-        raise ValueError(f"`keras` must be 2 or 3, got {keras!r}.")
+    release = _release(keras)
     given = arguments if units is None else {"units": units} | arguments
     own = _settings(layer)
-    settings = [_complete(each, given, keras) for each in own]
+    settings = [_complete(each, given, release) for each in own]
     noise = [dropout_of(each) for each in settings]
     both = noise[0] if noise[0] == noise[-1] else tuple(noise)
     notes = _notes(settings[0], given)
@@ -131,15 +140,30 @@ def _settings(layer: Any) -> list[Settings]:
     """The settings of a live layer; of a name none."""
     if isinstance(layer, str):
         check_settings({"kind": layer})
-        return [{"kind": layer}]
-    return settings_of(type(layer).__name__, live_config(layer))
+        return [{"kind": layer, "keras": NEWEST}]
+    return settings_of(type(layer).__name__, live_config(layer), live_release(layer))
 
 
-def _complete(own: Settings, given: Mapping[str, Any], keras: int) -> Settings:
+def _release(keras: str | int | None) -> Release | None:
+    """The release that is asked for; None for that of the layer."""
+    if keras is None:
+        return None
+    text = RELEASES.get(str(keras), str(keras))
+    if isinstance(keras, float) or not re.match(r"[23]\.\d+(\.|$)", text):
+        raise ValueError(
+            f'`keras` must be 2, 3, or a version such as "3.5", got {keras!r}.'
+        )
+    return release_of(text)
+
+
+def _complete(
+    own: Settings, given: Mapping[str, Any], asked: Release | None
+) -> Settings:
     """The settings of a live layer and those that are given, checked."""
+    release = asked or own["keras"]
     for argument in given:
-        _check_known(argument, own["kind"], keras)
-    settings = {"units": None, **own, **given, "keras": keras}
+        _check_known(argument, own["kind"], release[0])
+    settings = {"units": None, **own, **given, "keras": release}
     check_settings(settings)
     _check_values(settings)
     return settings

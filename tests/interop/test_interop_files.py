@@ -97,6 +97,22 @@ def test_the_dropout_of_an_archive_is_the_preset(archive):
     assert interop.read_keras(archive, "before").dropout is None
 
 
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("2.15.0", presets.keras2(0.2, 0.5)),
+        ("3.1.1", presets.keras3_0(0.2, 0.2)),
+        ("3.5.0", presets.keras3_0(0.2, 0.5)),
+        ("3.10.0", presets.keras(0.2, 0.5)),
+    ],
+)
+def test_the_dropout_of_an_archive_is_that_of_its_version(archive, version, expected):
+    path = rewritten(
+        archive, "metadata.json", lambda facts: facts | {"keras_version": version}
+    )
+    assert interop.read_keras(path, "encoder").dropout == expected
+
+
 def test_layers_of_one_name_are_distinguished_by_their_paths(saved, archive, weights):
     model, inner, _ = saved
     for path in (archive, weights):
@@ -123,18 +139,20 @@ def test_a_missing_layer_is_named_with_those_that_are_there(archive):
         interop.read_keras(archive, "encode")
 
 
-def rewritten(archive, change):
-    """The archive with another config."""
+def rewritten(archive, part, change):
+    """The archive with another config.json, or another part of it."""
     path = archive.with_name("other.keras")
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w") as new:
-        config = json.loads(old.read("config.json"))
-        new.writestr("config.json", json.dumps(change(config)))
-        new.writestr("model.weights.h5", old.read("model.weights.h5"))
+        for name in old.namelist():
+            data = old.read(name)
+            if name == part:
+                data = json.dumps(change(json.loads(data)))
+            new.writestr(name, data)
     return path
 
 
 def test_an_archive_without_settings_is_rejected(archive):
-    path = rewritten(archive, lambda _: {"config": {"layers": []}})
+    path = rewritten(archive, "config.json", lambda _: {"config": {"layers": []}})
     with pytest.raises(ValueError, match=r"lacks the settings of 'encoder'"):
         interop.read_keras(path, "encoder")
 
@@ -148,7 +166,7 @@ def test_settings_of_one_name_must_agree(archive):
         return config
 
     with pytest.raises(ValueError, match=r"'twice', which it contains 2 times with"):
-        interop.read_keras(rewritten(archive, change), "layers/simple_rnn")
+        interop.read_keras(rewritten(archive, "config.json", change), "layers/simple_rnn")
 
 
 def test_files_of_older_versions_have_no_names(weights):

@@ -304,6 +304,12 @@ ONE = {"dropout": 0.3}
         ("LSTM", 3, ONE | {"implementation": 1}, presets.keras2(0.3, 0.0)),
         ("GRU", 3, ONE | {"unroll": True}, presets.keras(0.3)),
         ("SimpleRNN", 3, BOTH, presets.gal(0.3, 0.4)),
+        ("LSTM", "3.10", BOTH, presets.keras(0.3, 0.4)),
+        ("LSTM", "3.7.0", BOTH, presets.keras3_0(0.3, 0.4)),
+        ("LSTM", "3.5", ONE | {"implementation": 1}, presets.keras(0.3)),
+        ("GRU", "3.1", BOTH, presets.keras3_0(0.3, 0.3)),
+        ("SimpleRNN", "3.2", BOTH, presets.keras3_0(0.3, 0.4)),
+        ("LSTM", "2.15.0", ONE, presets.keras2_fused(0.3)),
         ("LSTM", 2, BOTH, presets.keras2(0.3, 0.4)),
         ("LSTM", 2, ONE, presets.keras2_fused(0.3)),
         ("GRU", 2, ONE | {"implementation": 1}, presets.keras2_fused(0.3)),
@@ -394,7 +400,8 @@ def test_an_unknown_argument_is_named(arguments, message):
         ({"dtype": "int8"}, "`dtype` must be one of .* got 'int8'"),
         ({"units": 0}, "`units` must be a positive integer, got 0"),
         ({"units": None}, "`units` must be a positive integer, got None"),
-        ({"keras": 1}, "`keras` must be 2 or 3, got 1"),
+        ({"keras": 1}, r"`keras` must be 2, 3, or a version such as .*, got 1"),
+        ({"keras": "new"}, r"`keras` must be 2, 3, or a version .*, got 'new'"),
     ],
 )
 def test_a_value_that_rdrop_lacks_is_rejected(arguments, message):
