@@ -166,7 +166,9 @@ def test_settings_of_one_name_must_agree(archive):
         return config
 
     with pytest.raises(ValueError, match=r"'twice', which it contains 2 times with"):
-        interop.read_keras(rewritten(archive, "config.json", change), "layers/simple_rnn")
+        interop.read_keras(
+            rewritten(archive, "config.json", change), "layers/simple_rnn"
+        )
 
 
 def test_files_of_older_versions_have_no_names(weights):
