@@ -101,7 +101,7 @@ def test_versions_are_those_of_what_was_measured(measured):
         ("train", "keras, torch: must be installed to be timed; run `pip install '.[b"),
         ("pages", "keras, torch: must be installed"),
         ("sweep", "keras, torch: must be installed"),
-        ("growth", "error: torch: must be installed"),
+        ("growth", "error: rdrop_cpu, torch: must be installed"),
         ("native", "`pip install '.[bench]'` and `make native`, or choose a table"),
         (None, "keras, rdrop_cpu, torch: must be installed"),
     ],
