@@ -108,7 +108,7 @@ def translate_keras(
             a Bidirectional of one, for its own arguments.
         units: H. Like all `arguments` it overrides that argument of a live layer.
         keras: the version of Keras, such as "3.5"; 3 for 3.8 and newer, 2 for tf.keras
-            up to TensorFlow 2.15 and tf_keras. By default that of a live layer, or 3.
+            up to TensorFlow 2.15 and tf_keras. By default a live layer's own, or 3.
         arguments: arguments of the layer, under their names in Keras.
 
     Returns:
@@ -145,7 +145,7 @@ def _settings(layer: Any) -> list[Settings]:
 
 
 def _release(keras: str | int | None) -> Release | None:
-    """The release that is asked for; None for that of the layer."""
+    """The release that is asked for; None for the layer's own."""
     if keras is None:
         return None
     text = RELEASES.get(str(keras), str(keras))
