@@ -13,6 +13,21 @@
 
 namespace rdrop {
 
+// The attributes of a call.
+struct Options {
+  int64_t cell, cell_noise, hidden_noise, axes;
+  bool time_major, reverse;
+};
+
+}  // namespace rdrop
+
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
+    rdrop::Options, StructMember<int64_t>("cell"), StructMember<int64_t>("cell_noise"),
+    StructMember<int64_t>("hidden_noise"), StructMember<int64_t>("axes"),
+    StructMember<bool>("time_major"), StructMember<bool>("reverse"));
+
+namespace rdrop {
+
 extern const Kernels kernels_portable;
 #ifdef RDROP_X86
 extern const Kernels kernels_avx2;
@@ -104,11 +119,6 @@ class Lanes {
 // Positions of the arguments that both functions have first.
 enum Argument { kXs, kKernel, kRecurrentKernel, kInputs, kRecurrent, kUpdate, kGates,
                 kCellState, kHiddenState, kValid, kResets, kOwn };
-
-struct Options {
-  int64_t cell, cell_noise, hidden_noise, axes;
-  bool time_major, reverse;
-};
 
 class Call {
  public:
@@ -206,11 +216,9 @@ std::vector<Problem> problems_of(const Call& call) {
   return problems;
 }
 
-ffi::Error forward(ffi::ThreadPool pool, int64_t cell, int64_t cell_noise,
-                   int64_t hidden_noise, int64_t axes, bool time_major, bool reverse,
-                   ffi::RemainingArgs args, ffi::RemainingRets rets) {
-  const Call call({cell, cell_noise, hidden_noise, axes, time_major, reverse}, args,
-                  rets);
+ffi::Error forward(ffi::ThreadPool pool, Options options, ffi::RemainingArgs args,
+                   ffi::RemainingRets rets) {
+  const Call call(options, args, rets);
   std::vector<Problem> problems = problems_of(call);
   for (std::size_t lane = 0; lane < problems.size(); ++lane) {
     Problem& p = problems[lane];
@@ -230,11 +238,9 @@ ffi::Error forward(ffi::ThreadPool pool, int64_t cell, int64_t cell_noise,
   return ffi::Error::Success();
 }
 
-ffi::Error backward(ffi::ThreadPool pool, int64_t cell, int64_t cell_noise,
-                    int64_t hidden_noise, int64_t axes, bool time_major, bool reverse,
-                    ffi::RemainingArgs args, ffi::RemainingRets rets) {
-  const Call call({cell, cell_noise, hidden_noise, axes, time_major, reverse}, args,
-                  rets);
+ffi::Error backward(ffi::ThreadPool pool, Options options, ffi::RemainingArgs args,
+                    ffi::RemainingRets rets) {
+  const Call call(options, args, rets);
   std::vector<Problem> problems = problems_of(call);
   for (std::size_t lane = 0; lane < problems.size(); ++lane) {
     Problem& p = problems[lane];
@@ -268,12 +274,7 @@ ffi::Error backward(ffi::ThreadPool pool, int64_t cell, int64_t cell_noise,
 auto binding() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
-      .Attr<int64_t>("cell")
-      .Attr<int64_t>("cell_noise")
-      .Attr<int64_t>("hidden_noise")
-      .Attr<int64_t>("axes")
-      .Attr<bool>("time_major")
-      .Attr<bool>("reverse")
+      .Attrs<Options>()
       .RemainingArgs()
       .RemainingRets();
 }

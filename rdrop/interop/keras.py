@@ -70,9 +70,7 @@ def from_keras(layer: Any) -> Ported:
     """
     if isinstance(layer, (list, tuple)):
         return join([from_keras(each) for each in layer])
-    settings = settings_of(
-        type(layer).__name__, live_config(layer), live_release(layer)
-    )
+    settings = live_settings(layer)
     if not layer.built:
         raise ValueError(f"`layer` must be built, got {layer.name!r}, which is not.")
     both = [layer.forward_layer, layer.backward_layer] if settings[1:] else [layer]
@@ -158,37 +156,20 @@ def join(layers: Sequence[Ported]) -> Ported:
     return stack(layers)
 
 
-def live_config(layer: Any) -> dict[str, Any]:
-    """Returns a layer's `get_config()`, with the arguments that it leaves out.
+def live_settings(layer: Any) -> list[Settings]:
+    """Returns the settings of a live layer's directions: of one, or of two.
 
     Raises:
-        TypeError: `layer` is not a layer of Keras.
+        TypeError: `layer` is not a layer of Keras, or of another class.
+        ValueError: a setting that rdrop lacks.
     """
-    if not hasattr(layer, "get_config") or isinstance(layer, type):
-        raise TypeError(f"`layer` must be a Keras layer, got {describe(layer)}.")
-    config = layer.get_config()
-    if type(layer).__name__ == "Bidirectional":
-        both = {"layer": layer.forward_layer, "backward_layer": layer.backward_layer}
-        return config | {
-            part: {"class_name": type(each).__name__, "config": live_config(each)}
-            for part, each in both.items()
-        }
-    owners = (layer, getattr(layer, "cell", None))
-    held = ((n, getattr(owner, n, None)) for owner in owners for n in HIDDEN)
-    return config | {name: value for name, value in held if value is not None}
+    return settings_of(type(layer).__name__, _config(layer), _release(layer))
 
 
 def release_of(version: str) -> Release:
     """Returns the release of a version of Keras, such as "3.5.0"."""
     major, minor, *_ = version.split(".")
     return int(major), int(minor)
-
-
-def live_release(layer: Any) -> Release:
-    """Returns the release of the library that a layer is from."""
-    roots = (kind.__module__.partition(".")[0] for kind in type(layer).__mro__)
-    library = next((root for root in roots if root in LIBRARIES), None)
-    return release_of(sys.modules[library].__version__) if library else NEWEST
 
 
 def settings_of(
@@ -266,16 +247,16 @@ def preset_of(settings: Settings) -> tuple[str, tuple[float, ...]]:
     inputs, recurrent = (float(settings.get(name, 0)) for name in RATES)
     is_simple = settings.get("kind") == "SimpleRNN"
     release = settings.get("keras", NEWEST)
-    if recurrent and (3, 0) <= release < (3, 8):
+    shares = (3, 0) <= release < NEWEST  # the gates share both masks
+    if recurrent and shares:
         return "keras3_0", (inputs, inputs if release < (3, 2) else recurrent)
     if recurrent and is_simple:
         return "gal", (inputs, recurrent)
     if recurrent:
-        return "keras" if release >= (3, 8) else "keras2", (inputs, recurrent)
+        return "keras" if release >= NEWEST else "keras2", (inputs, recurrent)
     if not is_simple and _is_fused(settings):
         return "keras2_fused", (inputs,)
-    shares = is_simple or (3, 0) <= release < (3, 8)
-    if not shares and settings.get("implementation") == 1:
+    if not (is_simple or shares) and settings.get("implementation") == 1:
         return "keras2", (inputs, 0.0)
     return "keras", (inputs,)
 
@@ -294,6 +275,29 @@ def describe(value: Any) -> str:
     inner = ", ".join(f"{k}={v}" for k, v in told.items())
     snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     return f"{snake}({inner})" if inner else snake
+
+
+def _config(layer: Any) -> dict[str, Any]:
+    """A live layer's `get_config()`, with the arguments that it leaves out."""
+    if not hasattr(layer, "get_config") or isinstance(layer, type):
+        raise TypeError(f"`layer` must be a Keras layer, got {describe(layer)}.")
+    config = layer.get_config()
+    if type(layer).__name__ == "Bidirectional":
+        both = {"layer": layer.forward_layer, "backward_layer": layer.backward_layer}
+        return config | {
+            part: {"class_name": type(each).__name__, "config": _config(each)}
+            for part, each in both.items()
+        }
+    owners = (layer, getattr(layer, "cell", None))
+    held = ((n, getattr(owner, n, None)) for owner in owners for n in HIDDEN)
+    return config | {name: value for name, value in held if value is not None}
+
+
+def _release(layer: Any) -> Release:
+    """The release of the library that a live layer is from."""
+    roots = (kind.__module__.partition(".")[0] for kind in type(layer).__mro__)
+    library = next((root for root in roots if root in LIBRARIES), None)
+    return release_of(sys.modules[library].__version__) if library else NEWEST
 
 
 def _is_fused(settings: Settings) -> bool:

@@ -30,11 +30,9 @@ from rdrop.interop.keras import (
     describe,
     dropout_of,
     functions_of,
-    live_config,
-    live_release,
+    live_settings,
     preset_of,
     release_of,
-    settings_of,
 )
 from rdrop.interop.ported import Noise
 from rdrop.linen import RNN, Bidirectional, Cell, GRUCell, LSTMCell, SimpleCell
@@ -141,7 +139,7 @@ def _settings(layer: Any) -> list[Settings]:
     if isinstance(layer, str):
         check_settings({"kind": layer})
         return [{"kind": layer, "keras": NEWEST}]
-    return settings_of(type(layer).__name__, live_config(layer), live_release(layer))
+    return live_settings(layer)
 
 
 def _release(keras: str | int | None) -> Release | None:

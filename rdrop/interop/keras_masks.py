@@ -22,9 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rdrop.dropout import Masks
+from rdrop.interop.keras import NEWEST, release_of
 from rdrop.sites import SITES
-
-OLDEST = (3, 8)  # earlier versions shared a mask with the leak path of a GRU
 
 
 class Store(NamedTuple):
@@ -241,7 +240,7 @@ def _keras() -> ModuleType:
         import keras
     except ImportError as error:
         raise ImportError("Keras is not installed: pip install keras.") from error
-    if tuple(int(n) for n in keras.__version__.split(".")[:2]) < OLDEST:
+    if release_of(keras.__version__) < NEWEST:
         raise RuntimeError(
             "Masks need Keras 3.8 or newer, whose masks equal those of "
             f"`presets.keras`, got {keras.__version__}."
