@@ -115,11 +115,8 @@ def evaluate_sequences(
     lines = [line, *(other_seeds(folder, line) if ensemble else ())]
     lanes = open_lanes(folder, lines, Sequences())
     task, data = lanes[0].loaded.data
-    if ensemble and part == "valid" and data.valid is None:
-        raise ConfigError(
-            'split: must be "test" for an ensemble: each seed holds out other '
-            "sequences."
-        )
+    if ensemble:
+        _check_shared(part, data, "for an ensemble")
     predicts_normal = _predicts_normal(task, data)
     if not predicts_normal:
         _check_averaged(task, data, passes, ensemble)
@@ -181,11 +178,7 @@ def compare_settings(
     lines = [some[seed] for some in rows for seed in seeds]
     lanes = open_lanes(folder, lines, Sequences())
     task, data = lanes[0].loaded.data
-    if part == "valid" and data.valid is None:
-        raise ConfigError(
-            'split: must be "test" to compare settings: each seed holds out other '
-            "sequences."
-        )
+    _check_shared(part, data, "to compare settings")
     data = data.with_splits(jax.tree.map(jnp.asarray, data.splits))
     batch = data.test if part == "test" else _validation(data, lanes[0].config)
     losses, weights = zip(
@@ -335,6 +328,14 @@ def _predicts_normal(task, data: Data) -> bool:
     one = jax.tree.map(lambda leaf: leaf[:1], data.test)
     shape = (1, data.outputs) if data.readout == "last" else (1, 1, data.outputs)
     return task.normal(jnp.zeros(shape), one) is not None
+
+
+def _check_shared(part: str, data: Data, purpose: str) -> None:
+    """Raises a ConfigError for a split that differs from seed to seed."""
+    if part == "valid" and data.valid is None:
+        raise ConfigError(
+            f'split: must be "test" {purpose}: each seed holds out other sequences.'
+        )
 
 
 def _check_averaged(
