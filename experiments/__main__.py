@@ -1,6 +1,7 @@
 """The command line: `python -m experiments ablate configs/vowels_plane.toml`."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,6 +57,18 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
+def _piped(arguments: list[str]) -> int:
+    """Runs one command, whose output may be a pipe with a reader that leaves."""
+    try:
+        try:
+            return main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
 def _overview(commands: Mapping[str, Callable[..., int]]) -> int:
     """Lists the commands and the configs, and says how to begin."""
     console.print("Commands; each has --help:")
@@ -79,4 +92,4 @@ def _configs() -> int:
 if __name__ == "__main__":
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised, too
     one_device_per_core()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_piped(sys.argv[1:]))

@@ -232,6 +232,20 @@ def replay(folder, number):
     )
 
 
+def test_the_reader_of_the_output_may_leave(pytestconfig):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments", "--help"],
+        cwd=pytestconfig.rootpath,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()  # as `head` does
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait() == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
