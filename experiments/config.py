@@ -88,6 +88,7 @@ CellName: TypeAlias = Literal[
     "layernorm_lstm",
     "slstm",
     "gru",
+    "gru_reset_before",
     "simple",
     "mingru",
     "minlstm",
@@ -103,7 +104,8 @@ class Model:
     """Recurrent layers and a linear readout."""
 
     cell: CellName = "lstm"
-    """The recurrence."""
+    """The recurrence; gru_reset_before is the GRU of Cho et al. 2014, and gru that of
+    Keras and PyTorch."""
     units: Count = 64
     """Units of each layer."""
     layers: Count = 1

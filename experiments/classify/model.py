@@ -1,6 +1,7 @@
 """The network of a lane: recurrent layers with noise, and a readout."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
@@ -14,10 +15,13 @@ from experiments.config import Config, ConfigError, Noise, StateNoise, WeightNoi
 
 Dropout: TypeAlias = rdrop.Dropout | tuple[rdrop.Dropout, ...]
 
-CELLS: dict[str, type[rdrop.Cell]] = {
+MakeCell: TypeAlias = Callable[..., rdrop.Cell]
+
+CELLS: dict[str, MakeCell] = {
     "lstm": rdrop.LSTMCell,
     "layernorm_lstm": rdrop.LayerNormLSTMCell,
     "gru": rdrop.GRUCell,
+    "gru_reset_before": partial(rdrop.GRUCell, reset_after=False),
     "simple": rdrop.SimpleCell,
     "slstm": rdrop.SLSTMCell,
     "mingru": rdrop.MinGRUCell,
@@ -86,7 +90,7 @@ class Network(nn.Module):
     """A stack of recurrent layers, or of residual blocks, and a linear readout.
 
     Attributes:
-        cell: the recurrence.
+        cell: makes the recurrence of a number of units.
         units: units of each layer.
         layers: number of layers.
         outputs: size of the readout.
@@ -94,7 +98,7 @@ class Network(nn.Module):
         block: "none", or what is around each recurrence, see `ResidualBlock`.
     """
 
-    cell: type[rdrop.Cell]
+    cell: MakeCell
     units: int
     layers: int
     outputs: int
@@ -132,8 +136,8 @@ class Network(nn.Module):
         return nn.LayerNorm(name="norm")(ys)
 
 
-def cell_of(config: Config) -> type[rdrop.Cell]:
-    """Returns the recurrence of a config; some methods have their own.
+def cell_of(config: Config) -> MakeCell:
+    """Returns what makes the recurrence of a config; some methods have their own.
 
     Raises:
         ConfigError: the method is for another cell.

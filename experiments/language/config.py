@@ -50,7 +50,8 @@ class Model:
     """An embedding, recurrent layers, and a softmax over the vocabulary."""
 
     cell: CellName = "lstm"
-    """The recurrence."""
+    """The recurrence; gru_reset_before is the GRU of Cho et al. 2014, and gru that of
+    Keras and PyTorch."""
     embedding: Annotated[int, Field(ge=0)] = 200
     """Size of the vector of a token; 0: one-hot vectors."""
     units: Count = 200
