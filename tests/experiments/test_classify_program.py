@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import jax
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 
 import rdrop
 from experiments import axes
+from experiments.classify.model import CELLS, cell_of
 from experiments.classify.program import compile_sweep
-from experiments.config import ConfigError
+from experiments.config import CellName, Config, ConfigError, Model
 from experiments.tasks import find
 
 pytestmark = pytest.mark.usefixtures("as_users_run_it")
@@ -199,3 +201,10 @@ def test_more_devices_give_the_same_lanes(pytestconfig, history, devices, data_d
     assert found["masks"] == masks()
     for name, values in history.items():
         np.testing.assert_allclose(found["history"][name], values, rtol=2e-5)
+
+
+def test_each_name_of_a_cell_is_a_cell():
+    assert set(CELLS) == set(get_args(CellName))
+    before = cell_of(Config(model=Model(cell="gru_reset_before")))(3).equations
+    assert before == rdrop.GRUCell(3, reset_after=False).equations
+    assert before != cell_of(Config(model=Model(cell="gru")))(3).equations
