@@ -90,7 +90,7 @@ class Network(nn.Module):
     """A stack of recurrent layers, or of residual blocks, and a linear readout.
 
     Attributes:
-        cell: makes the recurrence of a number of units.
+        cell: constructor of the recurrence, which takes a number of units.
         units: units of each layer.
         layers: number of layers.
         outputs: size of the readout.
@@ -137,7 +137,7 @@ class Network(nn.Module):
 
 
 def cell_of(config: Config) -> MakeCell:
-    """Returns what makes the recurrence of a config; some methods have their own.
+    """Returns the constructor of the recurrence; some methods have their own.
 
     Raises:
         ConfigError: the method is for another cell.
