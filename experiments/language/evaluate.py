@@ -35,12 +35,8 @@ from experiments.language.model import (
     start_carry,
 )
 from experiments.language.run import LanguageModels
-from experiments.language.train import (
-    in_windows,
-    make_evaluate,
-    mean_loss,
-    token_losses,
-)
+from experiments.language.softmax import token_losses
+from experiments.language.train import in_windows, make_evaluate, mean_loss
 from experiments.progress import console
 from experiments.runs.evaluations import Evaluation, add_evaluations, open_lanes
 

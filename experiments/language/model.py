@@ -26,6 +26,7 @@ import rdrop
 from experiments.classify.model import CELLS, SITES, noise_of
 from experiments.config import ConfigError
 from experiments.language.config import Config, Model
+from experiments.language.softmax import Softmax, product
 from experiments.task import Arrays
 
 LAYER_SITES = tuple(site for site in SITES if site not in ("inputs", "outputs"))
@@ -53,15 +54,20 @@ class Reading(NamedTuple):
 
     Attributes:
         carry: carry of each layer, for the next window.
-        logits: logits of the next token, float32.
+        softmax: predictions of the next token.
         raw: outputs of the last layer, before dropout.
         dropped: outputs of the last layer, after dropout.
     """
 
     carry: Any
-    logits: Float[Array, "B T V"]
+    softmax: Softmax
     raw: Float[Array, "B T H"]
     dropped: Float[Array, "B T H"]
+
+    @property
+    def logits(self) -> Float[Array, "B T V"]:
+        """Logits of the next token, float32."""
+        return self.softmax.logits
 
 
 class LanguageModel(nn.Module):
@@ -120,7 +126,7 @@ class LanguageModel(nn.Module):
             )
             dropped = _drop(raw, noise.outputs, keys, top - 1)
         projected = _drop(self._project(dropped), noise.projected, keys, top)
-        return Reading(carry, self._logits(projected, table), raw, dropped)
+        return Reading(carry, self._softmax(projected, table), raw, dropped)
 
     def _stack(self):
         layers = [rdrop.RNN(cell) for cell in cells(self.options)]
@@ -151,17 +157,16 @@ class LanguageModel(nn.Module):
         if not self.options.tied or units == size:
             return ys
         projection = self._parameter("projection", units, size)
-        return _product(ys, projection, 0).astype(ys.dtype)
+        return product(ys, projection.astype(ys.dtype), -1, 0).astype(ys.dtype)
 
-    def _logits(self, ys, table):
+    def _softmax(self, ys, table):
         units = ys.shape[-1]
         bias = self.param(
             "bias", nn.initializers.zeros, (self.vocabulary,), jnp.float32
         )
-        if not self.options.tied:
-            kernel = self._parameter("readout", units, self.vocabulary)
-            return _product(ys, kernel, 0) + bias[None, None]
-        return _product(ys, table, 1) + bias[None, None]
+        if self.options.tied:
+            return Softmax(ys, table.T, bias)
+        return Softmax(ys, self._parameter("readout", units, self.vocabulary), bias)
 
     def _start(self, layer):
         cell = cells(self.options, parent=None)[layer]
@@ -301,11 +306,3 @@ def drop_words(
     drawn: Any = noise.draw(key, (rows, 1, vocabulary))
     mask = jnp.broadcast_to(drawn[:, 0], (len(tokens), vocabulary))
     return jnp.take_along_axis(mask, tokens, axis=1)[..., None]
-
-
-def _product(ys, kernel, axis):
-    """Multiplies in the dtype of ys and accumulates in float32."""
-    contracted = (((ys.ndim - 1,), (axis,)), ((), ()))
-    return jax.lax.dot_general(
-        ys, kernel.astype(ys.dtype), contracted, preferred_element_type=jnp.float32
-    )

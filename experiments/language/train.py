@@ -27,6 +27,7 @@ from experiments.language.model import (
     start_carry,
 )
 from experiments.language.optimisers import make_optimiser
+from experiments.language.softmax import summed_loss, token_losses
 from experiments.task import Arrays
 
 
@@ -165,9 +166,9 @@ class Training(NamedTuple):
 
         def read(keys):
             reading = self.model.apply(params, inputs, lane.noise, keys, carry, lengths)
-            losses = token_losses(reading.logits, targets, train.probability_offset)
-            nll = jnp.where(inside, losses, 0).sum()
-            return reading, nll
+            weights = inside.astype(jnp.float32)
+            offset = train.probability_offset
+            return reading, summed_loss(reading.softmax, targets, weights, offset)
 
         first, nll = read(passes[0])
         total, penalty = nll, self._penalties(first, lengths)
@@ -263,17 +264,3 @@ def in_windows(rows: Rows, window: int) -> Rows:
     return jax.tree.map(
         lambda leaf: leaf.reshape(len(leaf), -1, window).swapaxes(0, 1), rows
     )
-
-
-def token_losses(
-    logits: Float[Array, "B T V"], targets: Int[Arrays, "B T"], offset: float = 0.0
-) -> Float[Array, "B T"]:
-    """Returns the negative log-likelihood of each token, in nats.
-
-    Args:
-        logits: unnormalised logarithms of probabilities.
-        targets: the tokens.
-        offset: added to each probability before its logarithm.
-    """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return -jnp.logaddexp(-losses, jnp.log(offset)) if offset else losses
