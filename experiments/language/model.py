@@ -157,7 +157,7 @@ class LanguageModel(nn.Module):
         if not self.options.tied or units == size:
             return ys
         projection = self._parameter("projection", units, size)
-        return product(ys, projection.astype(ys.dtype), -1, 0).astype(ys.dtype)
+        return product(ys, projection, -1, 0).astype(ys.dtype)
 
     def _softmax(self, ys, table):
         units = ys.shape[-1]

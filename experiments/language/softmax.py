@@ -31,9 +31,8 @@ class Softmax(NamedTuple):
     @property
     def logits(self) -> Float[Array, "*batch V"]:
         """Unnormalised logarithms of probabilities, float32."""
-        kernel = self.kernel.astype(self.vectors.dtype)
         bias = jnp.expand_dims(self.bias, range(self.vectors.ndim - 1))
-        return product(self.vectors, kernel, -1, 0) + bias
+        return product(self.vectors, self.kernel, -1, 0) + bias
 
 
 def token_losses(
@@ -82,17 +81,17 @@ def _loss_and_slopes(softmax, targets, weights, offset):
         some, wanted, weight = chunk
         logits = Softmax(some, kernel, bias).logits
         shifted = logits - logits.max(-1, keepdims=True)
-        total = jnp.exp(shifted).sum(-1, keepdims=True)
+        exponentials = jnp.exp(shifted)
+        total = exponentials.sum(-1, keepdims=True)
         hit = jnp.arange(types, dtype=wanted.dtype)[None] == wanted[:, None]
         log_p = jnp.where(hit, shifted, 0).sum(-1) - jnp.log(total[:, 0])
         gain = _with_offset(log_p, offset)
         scale = weight * jnp.exp(log_p - gain)  # of p in p + offset
-        probabilities = jnp.exp(shifted) / total
-        slope = scale[:, None] * (probabilities - hit.astype(jnp.float32))
+        slope = scale[:, None] * (exponentials / total - hit.astype(jnp.float32))
         flat = slope.astype(some.dtype)
         parts = -(weight * gain).sum(), product(some, flat, 0, 0), slope.sum(0)
         sums = jax.tree.map(jnp.add, sums, parts)
-        return sums, product(flat, kernel.astype(some.dtype), 1, 1)
+        return sums, product(flat, kernel, 1, 1)
 
     zeros = jnp.float32(0), jnp.zeros_like(kernel), jnp.zeros_like(bias)
     every = chunked(vectors, vectors.shape[-1]), chunked(targets), chunked(weights)
@@ -117,6 +116,7 @@ def _with_offset(log_p: Any, offset: float) -> Any:
 
 
 def product(a: Any, b: Any, of_a: int, of_b: int) -> Any:
-    """Multiplies along an axis of each, and accumulates in float32."""
+    """Multiplies along an axis of each, in the dtype of a; accumulates in float32."""
     contracted = (((of_a % a.ndim,), (of_b,)), ((), ()))
+    b = b.astype(a.dtype)
     return jax.lax.dot_general(a, b, contracted, preferred_element_type=jnp.float32)
