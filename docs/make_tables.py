@@ -20,7 +20,7 @@ from experiments.papers import (
     training_flops,
     verdict,
 )
-from experiments.reproduce import difference, spread
+from experiments.reproduce import difference, published, spread
 from rdrop import presets
 from rdrop.dropout import KINDS
 from rdrop.sites import SITES
@@ -62,7 +62,7 @@ def results_table() -> str:
         seeds, minutes = len(result["seeds"]), round(result["seconds"] / 60)
         head = f"{paper.title}: {paper.row} (`{path.stem}`)"
         where = f"{seeds}, {minutes} min, {result['device']}"
-        for each in compared or _alone(result):
+        for each in compared:
             lines.append(f"| {head} | {_cells(each)} | {where} |")
             head = where = ""
     return "".join(f"{line}\n" for line in lines)
@@ -75,12 +75,12 @@ def short_results_table() -> str:
         result = read_result(path)
         compared = compare(paper, result) if result else []
         for each in compared:
-            if each.name != "valid":
+            if each.published and each.name != "valid":
                 row = f"{paper.title.partition(' (')[0]}: {paper.row}"
                 row += ", Monte Carlo" if each.name == "montecarlo" else ""
                 shown = verdict([each]) if each.name == "test" else difference(each)
                 lines.append(
-                    f"| {row} | {each.published:g} | {spread(each)} | {shown} |"
+                    f"| {row} | {published(each)} | {spread(each)} | {shown} |"
                 )
     return "".join(f"{line}\n" for line in lines)
 
@@ -112,18 +112,10 @@ def differences_list() -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _alone(result: dict) -> list[Comparison]:
-    """Returns figures of a row whose paper has none that could be read."""
-    blank = Paper("", "", "", valid=1, test=1)
-    return [each._replace(published=0) for each in compare(blank, result)]
-
-
 def _cells(figure: Comparison) -> str:
     """Returns a comparison as cells of a table."""
     name = {"montecarlo": "test, Monte Carlo"}.get(figure.name, figure.name)
-    if not figure.published:
-        return f"{name} | | {spread(figure)} |"
-    return f"{name} | {figure.published:g} | {spread(figure)} | {difference(figure)}"
+    return f"{name} | {published(figure)} | {spread(figure)} | {difference(figure)}"
 
 
 def _published(paper: Paper) -> str:

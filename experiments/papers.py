@@ -85,9 +85,9 @@ class Comparison(NamedTuple):
 
     Attributes:
         name: valid, test or montecarlo.
-        published: the published figure.
+        published: the published figure; 0: none.
         mean, sd: of ours over seeds; the standard deviation is NaN for one seed.
-        percent: how much ours is higher.
+        percent: how much ours is higher; NaN without a published figure.
     """
 
     name: str
@@ -145,15 +145,15 @@ def write_result(config: Path, result: dict) -> Path:
 
 
 def compare(paper: Paper, result: dict) -> list[Comparison]:
-    """Returns each published figure with ours."""
+    """Returns each published figure with ours; ours alone if none is published."""
     compared = []
     for name in ("valid", "test", "montecarlo"):
         published, ours = getattr(paper, name), np.array(result[name])
-        if published and ours.size:
+        if ours.size:
             mean, sd = ours.mean(), ours.std(ddof=1) if ours.size > 1 else np.nan
-            percent = 100 * (mean / published - 1)
+            percent = 100 * (mean / published - 1) if published else np.nan
             compared.append(Comparison(name, published, mean, sd, percent))
-    return compared
+    return [each for each in compared if each.published] or compared
 
 
 def verdict(compared: list[Comparison]) -> str:
@@ -161,7 +161,7 @@ def verdict(compared: list[Comparison]) -> str:
 
     Monte Carlo figures have no verdict of their own.
     """
-    figures = {each.name: each.percent for each in compared}
+    figures = {each.name: each.percent for each in compared if each.published}
     percent = figures.get("test", figures.get("valid"))
     if percent is None:
         return "nothing to compare"

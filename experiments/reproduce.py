@@ -188,18 +188,23 @@ def _show(path: Path, paper: Paper, result: dict) -> None:
     )
     compared = compare(paper, result)
     for each in compared:
-        table.add_row(each.name, f"{each.published:g}", spread(each), difference(each))
+        table.add_row(each.name, published(each), spread(each), difference(each))
     console.print(table)
     console.print(f"{path.stem}: {verdict(compared)}", style="bold")
 
 
+def published(figure: Comparison) -> str:
+    """Returns the published figure, or a dash."""
+    return f"{figure.published:g}" if figure.published else "-"
+
+
 def spread(figure: Comparison) -> str:
     """Returns our figure as mean and standard deviation."""
-    digits = 2 if figure.published >= 10 else 3
+    digits = 2 if figure.mean >= 10 else 3
     text = f"{figure.mean:.{digits}f}"
     return text if np.isnan(figure.sd) else f"{text} (sd {figure.sd:.{digits}f})"
 
 
 def difference(figure: Comparison) -> str:
-    """Returns how much our figure is higher, in percent."""
-    return f"{figure.percent:+.1f} %"
+    """Returns how much our figure is higher, in percent, or a dash."""
+    return f"{figure.percent:+.1f} %" if figure.published else "-"

@@ -22,6 +22,7 @@ from experiments.papers import (
     training_flops,
     verdict,
 )
+from experiments.reproduce import difference, published, spread
 from experiments.runs.files import StorageError
 from experiments.runs.records import read_records
 
@@ -114,10 +115,18 @@ def test_the_verdict_is_of_the_test_figure(ours, expected):
 
 
 def test_without_a_published_figure_there_is_no_verdict():
-    paper = Paper("a", "b", "c")
-    assert verdict(
-        compare(paper, {"valid": [1.0], "test": [1.0], "montecarlo": []})
-    ) == ("nothing to compare")
+    """Ours is shown alone."""
+    result = {"valid": [101.0, 103.0], "test": [0.5, 0.5], "montecarlo": []}
+    alone = compare(Paper("a", "b", "c"), result)
+    assert verdict(alone) == "nothing to compare"
+    assert [published(each) for each in alone] == ["-", "-"]
+    assert [spread(each) for each in alone] == [
+        "102.00 (sd 1.41)",
+        "0.500 (sd 0.000)",
+    ]
+    assert [difference(each) for each in alone] == ["-", "-"]
+    (compared,) = compare(Paper("a", "b", "c", test=0.5), result)
+    assert (published(compared), difference(compared)) == ("0.5", "+0.0 %")
 
 
 @pytest.mark.parametrize(
