@@ -79,9 +79,8 @@ def short_results_table() -> str:
                 row = f"{paper.title.partition(' (')[0]}: {paper.row}"
                 row += ", Monte Carlo" if each.name == "montecarlo" else ""
                 shown = verdict([each]) if each.name == "test" else difference(each)
-                lines.append(
-                    f"| {row} | {published(each)} | {spread(each)} | {shown} |"
-                )
+                figure = published(each.published)
+                lines.append(f"| {row} | {figure} | {spread(each)} | {shown} |")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -115,12 +114,13 @@ def differences_list() -> str:
 def _cells(figure: Comparison) -> str:
     """Returns a comparison as cells of a table."""
     name = {"montecarlo": "test, Monte Carlo"}.get(figure.name, figure.name)
-    return f"{name} | {published(figure)} | {spread(figure)} | {difference(figure)}"
+    shown = published(figure.published)
+    return f"{name} | {shown} | {spread(figure)} | {difference(figure)}"
 
 
 def _published(paper: Paper) -> str:
     """Returns the published figures of a row."""
-    figures = " / ".join(f"{v:g}" if v else "-" for v in (paper.valid, paper.test))
+    figures = " / ".join(map(published, (paper.valid, paper.test)))
     return figures + (f", Monte Carlo {paper.montecarlo:g}" if paper.montecarlo else "")
 
 

@@ -46,9 +46,9 @@ class Paper:
     row: str
     source: str
     kind: Literal["language", "sequences"] = "language"
-    valid: Annotated[float, Field(ge=0)] = 0
-    test: Annotated[float, Field(ge=0)] = 0
-    montecarlo: Annotated[float, Field(ge=0)] = 0
+    valid: Annotated[float, Field(ge=0)] = 0.0
+    test: Annotated[float, Field(ge=0)] = 0.0
+    montecarlo: Annotated[float, Field(ge=0)] = 0.0
     differences: tuple[str, ...] = ()
 
 

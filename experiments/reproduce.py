@@ -188,14 +188,15 @@ def _show(path: Path, paper: Paper, result: dict) -> None:
     )
     compared = compare(paper, result)
     for each in compared:
-        table.add_row(each.name, published(each), spread(each), difference(each))
+        shown = published(each.published)
+        table.add_row(each.name, shown, spread(each), difference(each))
     console.print(table)
     console.print(f"{path.stem}: {verdict(compared)}", style="bold")
 
 
-def published(figure: Comparison) -> str:
-    """Returns the published figure, or a dash."""
-    return f"{figure.published:g}" if figure.published else "-"
+def published(figure: float) -> str:
+    """Returns a published figure, or a dash for 0: none."""
+    return f"{figure:g}" if figure else "-"
 
 
 def spread(figure: Comparison) -> str:

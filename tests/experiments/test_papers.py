@@ -119,14 +119,14 @@ def test_without_a_published_figure_there_is_no_verdict():
     result = {"valid": [101.0, 103.0], "test": [0.5, 0.5], "montecarlo": []}
     alone = compare(Paper("a", "b", "c"), result)
     assert verdict(alone) == "nothing to compare"
-    assert [published(each) for each in alone] == ["-", "-"]
+    assert [published(each.published) for each in alone] == ["-", "-"]
     assert [spread(each) for each in alone] == [
         "102.00 (sd 1.41)",
         "0.500 (sd 0.000)",
     ]
     assert [difference(each) for each in alone] == ["-", "-"]
     (compared,) = compare(Paper("a", "b", "c", test=0.5), result)
-    assert (published(compared), difference(compared)) == ("0.5", "+0.0 %")
+    assert (published(compared.published), difference(compared)) == ("0.5", "+0.0 %")
 
 
 @pytest.mark.parametrize(
