@@ -1,4 +1,4 @@
-# Ordinary venv and pip, wrapped; docs/contributing.md gives the plain commands.
+# Ordinary venv and pip, wrapped; docs/contributing.md lists the targets.
 
 PYTHON ?= python3
 NEWEST ?= python3.13

@@ -15,9 +15,9 @@ from experiments.papers import (
     Comparison,
     Paper,
     compare,
+    flops,
     read_paper,
     read_result,
-    training_flops,
     verdict,
 )
 from experiments.reproduce import difference, published, spread
@@ -27,8 +27,11 @@ from rdrop.sites import SITES
 
 DOCS = Path(__file__).parent
 CONFIGS = DOCS.parent / "configs"
-PENN_TREEBANK = {"words": (929_589, 10_000), "characters": (5_017_482, 50)}
-"""Tokens of the training text, and token types."""
+PENN_TREEBANK = {
+    "words": (929_589, 82_430, 10_000),
+    "characters": (5_017_482, 442_423, 50),
+}
+"""Tokens of the training and test texts, and token types."""
 FLOPS_PER_HOUR = 100e9 * 3600  # of two CPU cores in such trainings
 
 
@@ -94,10 +97,10 @@ def costs_table() -> str:
         if read_result(path) or paper.kind != "language":
             continue
         config = make_sweep(read_toml(path), path.name, Config).base
-        flops = training_flops(config, *PENN_TREEBANK[config.task.name])
+        cost = flops(config, *PENN_TREEBANK[config.task.name])
         lines.append(
             f"| {paper.title}: {paper.row} (`{path.stem}`) | {_published(paper)} | "
-            f"{flops / 1e15:.1f} | {flops / FLOPS_PER_HOUR:,.1f} |"
+            f"{cost / 1e15:.1f} | {cost / FLOPS_PER_HOUR:,.1f} |"
         )
     return "".join(f"{line}\n" for line in lines)
 

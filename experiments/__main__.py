@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
-        print("Stopped at once. The same command resumes.", file=sys.stderr)
+        print("Stopped. The same command resumes.", file=sys.stderr)
         return 130
 
 

@@ -143,6 +143,14 @@ def needed_bytes(compiled: Any) -> int:
     )
 
 
+def device_text() -> str:
+    """Returns the devices of this process, in a few words."""
+    if jax.default_backend() == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        return f"{cores} CPU core{'s' * (cores > 1)}"
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
 def one_device_per_core() -> None:
     """Makes each processor core a device; without effect on GPU and TPU."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from experiments.axes import Lane, Sweep, value_text
 from experiments.config import ConfigError
-from experiments.devices import HERE, Machine
+from experiments.devices import HERE, Machine, device_text
 from experiments.kinds import Kind, Loaded, Program, Step
 from experiments.progress import Watch, console, watch
 from experiments.race import Race, next_round, race_text
@@ -79,8 +79,9 @@ class Options:
 def run(kind: Kind, sweep: Sweep, folder: Path, options: Options = Options()) -> bool:
     """Trains all lanes of a sweep into a folder, and concludes with a report.
 
-    If the folder has an interrupted run of the same config, it is resumed. Ctrl-C and
-    SIGTERM stop it at the next step; a second signal stops it at once.
+    If the folder has an interrupted run of the same config, it is resumed; a run of
+    one setting may have more seeds than before. Ctrl-C and SIGTERM stop it at the next
+    step; a second signal stops it at once.
 
     Args:
         kind: the kind of program.
@@ -153,6 +154,7 @@ class _Run:
         self.facts = read_facts(self.folder) or self._new_facts()
         check_data(self.folder, self.facts, self.loaded.fingerprint)
         self._check_race()
+        self._add_seeds()
         self.keep = self.options.keep or self.kind.keep
         self.programs: dict[int, Program] = {}
         self._begun = time.monotonic()
@@ -188,10 +190,11 @@ class _Run:
             return False
         new = number not in self.programs
         program = self._program(part, number, len(which), watcher)
-        started, done = time.perf_counter(), True
+        self._add(part, program, new, len(which))
+        done = True
         for some in program.rounds(which):
             done = done and self._round(part, program, some, watcher)
-        self._add(part, program, new, len(which), time.perf_counter() - started)
+        self._time()
         return done
 
     def finish(self, done: bool) -> None:
@@ -239,6 +242,14 @@ class _Run:
                 f"{race_text(now)}; use another folder with --out."
             )
 
+    def _add_seeds(self) -> None:
+        """Takes seeds into the facts that the run did not have before."""
+        if len(self.sweep.seeds) == len(self.facts["seeds"]):
+            return
+        self.facts |= {"seeds": list(self.sweep.seeds), "lanes": len(self.store.lanes)}
+        if not (self.folder / CHECKPOINTS).exists():
+            self.facts["resident"] = {}
+
     def _round(
         self, part: Part, program: Program, which: Sequence[int], watcher
     ) -> bool:
@@ -282,6 +293,7 @@ class _Run:
             )
         if step.records:
             self.store.keep({places[n]: line for n, line in step.records.items()})
+            self._time()
 
     def _show(self, step: Step, name: str, watcher: Watch) -> None:
         watcher.advance(step.epochs)
@@ -310,20 +322,26 @@ class _Run:
             "resident": {},
         } | ({"race": race.facts} if (race := self.options.race) else {})
 
-    def _add(
-        self, part: Part, program: Program, new: bool, lanes: int, seconds: float
-    ) -> None:
-        """Adds time and memory of a program, which may be new, to run.json."""
+    def _add(self, part: Part, program: Program, new: bool, lanes: int) -> None:
+        """Adds a program, which may be new, to run.json, before it trains."""
         used = {
             "setting": part.structure,
             "lanes": lanes,
             "resident": program.resident,
             "compiles": program.compiles if new else 0,
             "compile_seconds": round(program.compile_seconds, 2) if new else 0.0,
-            "train_seconds": round(seconds, 2),
+            "train_seconds": 0.0,
             "megabytes": round(program.megabytes, 1),
+            "device": device_text(),
         }
         self.facts["programs"].append(used)
+        self._started = time.perf_counter()
+        self._write()
+
+    def _time(self) -> None:
+        """Writes for how long the last program has trained."""
+        took = time.perf_counter() - self._started
+        self.facts["programs"][-1]["train_seconds"] = round(took, 2)
         self._write()
 
     def _write(self) -> None:

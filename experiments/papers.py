@@ -9,7 +9,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, NotRequired
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError, with_config
@@ -39,6 +39,7 @@ class Paper:
         valid: published figure of the validation data; 0: none.
         test: of the test data; 0: none.
         montecarlo: of the test data, by Monte Carlo dropout; 0: none.
+        data: hash of the data that these figures are of; "": not checked.
         differences: known differences to the paper or its code, one sentence each.
     """
 
@@ -49,6 +50,7 @@ class Paper:
     valid: Annotated[float, Field(ge=0)] = 0.0
     test: Annotated[float, Field(ge=0)] = 0.0
     montecarlo: Annotated[float, Field(ge=0)] = 0.0
+    data: str = ""
     differences: tuple[str, ...] = ()
 
 
@@ -59,24 +61,28 @@ class Result(TypedDict):
     Attributes:
         command: the command line.
         unit: of the figures, such as "perplexity".
-        seeds: of the trainings.
+        seeds: of the trainings that ended well.
+        diverged: seeds of the others.
         valid, test: one figure per seed, by the paper's protocol.
-        montecarlo: the same by Monte Carlo dropout; empty if the paper has none.
-        curves: of each seed, the validation figure after each epoch.
+        montecarlo: the same by Monte Carlo dropout; empty without such passes.
+        curves: of each seed, the validation figure of each evaluation in training.
         seconds: of training, per seed.
         device: in a few words.
+        data: hash of the data.
         versions: of Python and packages.
     """
 
     command: str
     unit: str
     seeds: list[int]
+    diverged: NotRequired[list[int]]
     valid: list[Figure]
     test: list[Figure]
     montecarlo: list[Figure]
     curves: list[list[float | None]]
     seconds: Figure
     device: str
+    data: NotRequired[str]
     versions: dict[str, str]
 
 
@@ -137,10 +143,14 @@ def read_result(config: Path) -> dict | None:
 
 
 def write_result(config: Path, result: dict) -> Path:
-    """Keeps the result of a config; raises a StorageError if that fails."""
-    path = result_path(config)
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps(result, indent=1) + "\n")
+    """Keeps the result of a config.
+
+    Raises:
+        StorageError: it is not a result, or cannot be written.
+    """
+    path, text = result_path(config), json.dumps(result, indent=1) + "\n"
+    parse(RESULT, text, str(path), name="a result")
+    write_text(path, text)
     return path
 
 
@@ -170,18 +180,20 @@ def verdict(compared: list[Comparison]) -> str:
     return "better than published" if percent < 0 else "worse than published"
 
 
-def training_flops(config: Config, tokens: int, vocabulary: int) -> float:
-    """Returns the floating-point operations of a training of a language model.
+def flops(config: Config, tokens: int, tested: int, vocabulary: int) -> float:
+    """Returns the floating-point operations of a row: training, and Monte Carlo passes.
 
     A product of a weight and an activation costs two operations forward and four
     backward; everything else is left out.
 
     Args:
-        config: of the training.
+        config: of the row.
         tokens: of the training text.
+        tested: tokens of the test text.
         vocabulary: number of token types.
     """
-    model, below, weights = config.model, config.model.embedding, 0
+    model, weights = config.model, 0
+    below = model.embedding or vocabulary
     for units in sizes(model):
         made = CELLS[model.cell](units).equations.parameters(below)
         shapes = {name: shape for name, (_, shape) in made.items()}
@@ -194,4 +206,5 @@ def training_flops(config: Config, tokens: int, vocabulary: int) -> float:
         below = model.embedding
     weights += below * vocabulary
     passes = 1 if config.second_pass.penalty == "none" else 2
-    return 6.0 * weights * tokens * config.train.epochs * passes
+    trained = 6.0 * tokens * config.train.epochs * passes
+    return weights * (trained + 2.0 * tested * config.evaluation.passes)

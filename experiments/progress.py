@@ -50,7 +50,7 @@ class Watch:
         """
         if not self._requested:
             self.request_stop()
-            console.print("Stopping at the next evaluation; again: stop at once.")
+            console.print("Stopping soon; again: stop at once.")
             return
         console.print("Stopped at once. The same command resumes.")
         os._exit(130)

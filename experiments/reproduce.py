@@ -6,12 +6,11 @@ loss, the test figure too.
 """
 
 import dataclasses
-import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import jax
 import numpy as np
 import rich.table
 
@@ -30,9 +29,10 @@ from experiments.papers import (
     write_result,
 )
 from experiments.progress import console
-from experiments.runs.evaluations import read_evaluations
+from experiments.runs.evaluations import Evaluation, read_evaluations
 from experiments.runs.facts import read_facts
-from experiments.runs.records import environment, read_records
+from experiments.runs.records import read_records
+from experiments.wording import count_text
 
 QUOTED = ("perplexity", "bits", "nll")  # the first that a run has is what papers quote
 
@@ -49,22 +49,27 @@ def read_recipe(
         seeds: replaces `seeds`, if not None.
 
     Raises:
-        ConfigError: it lacks this table, the config is not valid, or it has several
-            settings.
+        ConfigError: it lacks this table, the config is not valid, it has several
+            settings, or it lacks the passes of a published Monte Carlo figure.
     """
     paper = read_paper(path)
     if paper is None:
         raise ConfigError(f"{path}: has no table [paper], so nothing to compare with.")
-    raw = read_toml(path)
+    raw, config = read_toml(path), kinds[paper.kind].config
+    make_sweep(raw, str(path), config)
     if data:
         raw["task"] = raw.get("task", {}) | {"data": data}
     if seeds is not None:
         raw["seeds"] = seeds
-    sweep = make_sweep(raw, str(path), kinds[paper.kind].config)
+    sweep = make_sweep(raw, str(path), config)
     if sweep.axes:
         raise ConfigError(
             f"{path}: {next(iter(sweep.axes))}: must have one value, which is a row of "
             "a paper."
+        )
+    if paper.montecarlo and not _passes(paper, sweep):
+        raise ConfigError(
+            f"{path}: paper.montecarlo: needs evaluation.passes of a language model."
         )
     return paper, sweep
 
@@ -88,38 +93,52 @@ def reproduce(
         The result, see `experiments.papers.Result`; None if the training was stopped.
 
     Raises:
-        ConfigError: the config does not suit the data, or a lane diverged.
+        ConfigError: the data are not the paper's, the config does not suit them, or all
+            seeds diverged.
         StorageError: a file of the run is damaged or cannot be written.
+        KeyboardInterrupt: the evaluation was stopped.
     """
+    _check_data(path, paper, kind.load(sweep.base).fingerprint)
     if not run(kind, sweep, folder, options):
         return None
-    records = read_records(folder)
-    diverged = [r["seed"] for r in records if r["diverged_at"] is not None]
-    if diverged:
-        raise ConfigError(f"{folder}: seed {diverged[0]} diverged.")
-    unit = next(u for u in QUOTED if f"valid_{u}" in records[0]["metrics"])
-    passes = sweep.base.evaluation.passes if paper.kind == "language" else 0
+    records, facts = read_records(folder), read_facts(folder)
+    well = {n: r for n, r in enumerate(records, 1) if r["status"] == "finished"}
+    if not well:
+        seeds = ", ".join(map(str, sweep.seeds))
+        raise ConfigError(f"{folder}: diverged with every seed ({seeds}).")
+    loss, kept = facts["task"]["loss"], list(well.values())
+    unit = next((u for u in QUOTED if f"valid_{u}" in kept[0]["metrics"]), loss)
     figures: dict[str, list[float]] = {"valid": [], "test": [], "montecarlo": []}
-    for line, record in enumerate(records, 1):
+    for line, record in well.items():
         found = (
-            _of_model(folder, line, unit, passes)
+            _of_model(folder, line, record["parameters"], unit, _passes(paper, sweep))
             if paper.kind == "language"
             else _of_best(record["metrics"], unit)
         )
         for name, figure in found.items():
             figures[name].append(figure)
-    versions = environment()["versions"]
+    programs = facts["programs"]
+    devices = dict.fromkeys(p["device"] for p in programs if "device" in p)
     result = figures | {
-        "command": f"python -m experiments reproduce {path} --data DATA",
+        "command": f"{command(path, sweep.seeds)} --data DATA",
         "unit": unit,
-        "seeds": [record["seed"] for record in records],
-        "curves": [_curve(record["metrics"], unit) for record in records],
-        "seconds": round(_seconds(folder) / len(records), 1),
-        "device": _device(),
-        "versions": versions,
+        "seeds": [record["seed"] for record in kept],
+        "diverged": [r["seed"] for r in records if r["status"] == "diverged"],
+        "curves": [_curve(record["metrics"], unit) for record in kept],
+        "seconds": round(sum(p["train_seconds"] for p in programs) / len(records), 1),
+        "device": ", ".join(devices),
+        "data": facts["task"]["data"],
+        "versions": kept[-1]["versions"],
     }
     _show(path, paper, result)
     return result
+
+
+def command(path: Path, seeds: Sequence[int]) -> str:
+    """Returns the command line that trains these seeds of a row."""
+    text = f"python -m experiments reproduce {shlex.quote(str(path))}"
+    counted = list(seeds) == list(range(len(seeds)))
+    return f"{text} --seeds {len(seeds)}" if counted else text
 
 
 def keep_result(path: Path, result: dict) -> None:
@@ -128,24 +147,48 @@ def keep_result(path: Path, result: dict) -> None:
     console.print(f"Written: {kept}", style="bold", soft_wrap=True)
 
 
-def _of_model(folder: Path, line: int, unit: str, passes: int) -> dict[str, float]:
+def _passes(paper: Paper, sweep: Sweep) -> int:
+    """Returns the number of Monte Carlo passes of a row; 0: none."""
+    return sweep.base.evaluation.passes if paper.kind == "language" else 0
+
+
+def _check_data(path: Path, paper: Paper, data: str) -> None:
+    """Raises a ConfigError if the figures of a paper are of other data."""
+    if paper.data not in ("", data):
+        raise ConfigError(
+            f"{path}: paper.data: the figures are of data with the hash {paper.data}, "
+            f"got {data}; leave it out to train the recipe on other data."
+        )
+
+
+def _of_model(
+    folder: Path, line: int, parameters: str, unit: str, passes: int
+) -> dict[str, float]:
     """Returns the figures of a language model, evaluated from its weights."""
 
-    def figure(split: Any, count: int) -> float:
-        options = Evaluate(
-            lane=line, split=split, passes=(count,) if count else (), chunk=8
-        )
-        wanted = dataclasses.asdict(options) | {"passes": count}
-        wanted["powers"] = 1.0 if count else None
-        same = [
-            each
-            for each in read_evaluations(folder)
-            if all(each.get(name) == value for name, value in wanted.items())
-        ]
-        return float((same or evaluate(folder, options))[-1][unit])
+    def figures(split: Literal["valid", "test"], counts: Sequence[int]) -> list[float]:
+        options = Evaluate(lane=line, split=split, passes=tuple(filter(None, counts)))
+        known = dataclasses.asdict(options) | {"parameters": parameters}
+        stored = [_stored(folder, known, count) for count in counts]
+        if not all(stored):
+            evaluate(folder, options)
+            stored = [_stored(folder, known, count) for count in counts]
+        return [lines[-1][unit] for lines in stored]
 
-    found = {split: figure(split, 0) for split in ("valid", "test")}
-    return found | ({"montecarlo": figure("test", passes)} if passes else {})
+    counts = {"test": 0, "montecarlo": passes} if passes else {"test": 0}
+    found = dict(zip(counts, figures("test", list(counts.values())), strict=True))
+    (found["valid"],) = figures("valid", [0])
+    return found
+
+
+def _stored(folder: Path, known: Mapping, passes: int) -> list[Evaluation]:
+    """Returns the evaluations of a run with these options and so many passes."""
+    wanted = known | {"passes": passes, "powers": 1.0 if passes else None}
+    return [
+        each
+        for each in read_evaluations(folder)
+        if all(each.get(name) == value for name, value in wanted.items())
+    ]
 
 
 def _of_best(metrics: dict[str, list], unit: str) -> dict[str, float]:
@@ -164,24 +207,9 @@ def _curve(metrics: dict[str, list], unit: str) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in scaled]
 
 
-def _seconds(folder: Path) -> float:
-    """Returns the time of training, over all interruptions."""
-    programs: Sequence[dict] = read_facts(folder)["programs"]
-    return sum(program["train_seconds"] for program in programs)
-
-
-def _device() -> str:
-    """Returns the device of the run, in a few words."""
-    if jax.default_backend() == "cpu":
-        cores = len(os.sched_getaffinity(0))
-        return f"{cores} CPU core{'s' * (cores > 1)}"
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-
-
 def _show(path: Path, paper: Paper, result: dict) -> None:
     """Prints the comparison and its verdict."""
-    count = len(result["seeds"])
-    seeds = f"{count} seed{'s' * (count > 1)}"
+    seeds = count_text(len(result["seeds"]), "seed")
     title = f"{paper.title}: {paper.row}"
     table = rich.table.Table(
         "", "published", f"ours, {seeds}", "difference", title=title
@@ -192,6 +220,9 @@ def _show(path: Path, paper: Paper, result: dict) -> None:
         table.add_row(each.name, shown, spread(each), difference(each))
     console.print(table)
     console.print(f"{path.stem}: {verdict(compared)}", style="bold")
+    if result["diverged"]:
+        seeds = ", ".join(map(str, result["diverged"]))
+        console.print(f"Diverged, and not in these figures: seed {seeds}.")
 
 
 def published(figure: float) -> str:

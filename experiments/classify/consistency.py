@@ -63,26 +63,39 @@ def check(configs: Sequence[Config], dropout: Dropout, data: Data) -> None:
             logits and the outputs are not logits.
     """
     config = configs[0].second_pass
-    if config.penalty == "none":
-        return
-    if not any(_is_noisy(c) for c in configs):
-        raise ConfigError(
-            f"second_pass.penalty: {config.penalty} compares passes that differ by "
-            "their noise; set a rate of dropout above 0."
-        )
     layers = dropout if isinstance(dropout, tuple) else (dropout,)
     there = {name for layer in layers for name, _ in layer.sites()}
-    if config.penalty == "expectation_linear":
-        there = set()
-    if silent := [name for name in config.shares.split() if name not in there]:
-        raise ConfigError(
-            f"second_pass.shares: the second pass has no noise at {silent[0]}."
-        )
+    check_noise(config, any(_is_noisy(c) for c in configs), there)
     loss, unit = next(iter(data.units.items()))
     if config.penalty == "r_drop" and not unit.startswith(("nats", "bits")):
         raise ConfigError(
             "second_pass.penalty: r_drop compares distributions over classes, whose "
             f"loss is in nats or bits, and {loss} is not; fraternal takes any outputs."
+        )
+
+
+def check_noise(config: SecondPass, noisy: bool, sites: set[str]) -> None:
+    """Checks that the two passes differ, at the sites that they share too.
+
+    Args:
+        config: options.
+        noisy: whether any lane has noise.
+        sites: names of those with noise.
+
+    Raises:
+        ConfigError: no lane has noise, or a shared site has none.
+    """
+    if config.penalty == "none":
+        return
+    if not noisy:
+        raise ConfigError(
+            f"second_pass.penalty: {config.penalty} compares passes that differ by "
+            "their noise; set a rate of dropout above 0."
+        )
+    there = sites if config.penalty != "expectation_linear" else set()
+    if silent := [name for name in config.shares.split() if name not in there]:
+        raise ConfigError(
+            f"second_pass.shares: the second pass has no noise at {silent[0]}."
         )
 
 

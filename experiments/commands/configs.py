@@ -182,8 +182,9 @@ def reproduce(
     from experiments import reproduce as reproducing
 
     paper, sweep = reproducing.read_recipe(path, KINDS, data, seeds)
-    command = f"python -m experiments reproduce {path} --data {shlex.quote(data)}"
-    how = Options(HERE, command, KINDS[paper.kind].keep, conclude=_concluding(None))
+    command = reproducing.command(path, sweep.seeds)
+    text = f"{command} --data {shlex.quote(data)}"
+    how = Options(HERE, text, KINDS[paper.kind].keep, conclude=_concluding(None))
     folder = out or folder_of(path)
     result = reproducing.reproduce(path, paper, sweep, KINDS[paper.kind], folder, how)
     if result is None:

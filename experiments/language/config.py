@@ -40,8 +40,8 @@ class Task:
     name: Literal["words", "characters"] = "words"
     """What a token is; each end of line is a token too, as in the Penn Treebank."""
     data: str = ""
-    """A folder with three text files whose names contain train, valid and test, such as
-    ptb.train.txt, ptb.valid.txt and ptb.test.txt."""
+    """A folder with three text files that have train, valid and test between the dots
+    of their names, such as ptb.train.txt, ptb.valid.txt and ptb.test.txt."""
 
 
 @with_config(DESCRIBED)
@@ -64,8 +64,8 @@ class Model:
     """Whether embedding and softmax share weights; if the last layer has another size
     than the embedding, a projection without bias stands between them."""
     init: NotNegative = 0.1
-    """Parameters start uniform in [-init, init]; 0: kernels in the cells start by the
-    cells' own initialisers, other kernels by Glorot's."""
+    """Kernels and biases start uniform in [-init, init]; 0: kernels in the cells start
+    by the cells' own initialisers, other kernels by Glorot's."""
     init_embedding: NotNegative = 0.0
     """The range for embedding and softmax, whose bias then starts at 0; 0: `init`."""
     start: Literal["zeros", "learned"] = "zeros"
@@ -273,15 +273,27 @@ class Config:
                 f"embedding of another size than the last layer, got "
                 f"{self.dropout.projected.rate:g}"
             )
+        if self.dropout.between.rate and model.layers == 1:
+            raise ValueError(
+                "dropout.between.rate: must be 0 if model.layers is 1, got "
+                f"{self.dropout.between.rate:g}"
+            )
+        if train.lowest_rate > train.learning_rate:
+            raise ValueError(
+                "train.lowest_rate: must be at most train.learning_rate, "
+                f"{train.learning_rate:g}, got {train.lowest_rate:g}"
+            )
         if train.carry and train.shuffle:
             raise ValueError("train.shuffle: must be false if train.carry is true")
         if train.carry and model.start == "learned":
             raise ValueError('model.start: must be "zeros" if train.carry is true')
         if train.shuffle and train.vary_window:
             raise ValueError("train.shuffle: must be false with train.vary_window")
-        descent = train.optimiser == "sgd" and train.weight_decay_on != "gradients"
-        if model.two_biases and not (model.cell == "lstm" and descent):
+        descent = train.optimiser == "sgd" and train.clip_on == "gradients"
+        inside = train.weight_decay_on == "gradients"
+        if model.two_biases and not (model.cell == "lstm" and descent and not inside):
             raise ValueError(
                 'model.two_biases: must be false unless model.cell is "lstm", '
-                'train.optimiser is "sgd" and train.weight_decay_on is not "gradients"'
+                'train.optimiser is "sgd", train.clip_on is "gradients" and '
+                'train.weight_decay_on is not "gradients"'
             )

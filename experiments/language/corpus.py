@@ -140,7 +140,8 @@ def windows(train: Train, steps: int, seed: Sequence[int]) -> Windows:
     """Returns the windows of an epoch.
 
     With `train.vary_window`, lengths are random as in [1]: normal around `window`, or
-    around half of it for 5 %, with standard deviation 5, in [5, `longest(train)`].
+    around half of it for 5 %, with standard deviation 5, in [`shortest(train)`,
+    `longest(train)`].
     Otherwise steps that do not fill a window are dropped; with `train.shuffle` also
     those before a random offset below `window`.
 
@@ -164,7 +165,7 @@ def windows(train: Train, steps: int, seed: Sequence[int]) -> Windows:
     left = steps
     while left:
         mean = train.window if generator.random() < 0.95 else train.window / 2
-        length = max(SHORTEST, int(generator.normal(mean, SPREAD)))
+        length = max(shortest(train), int(generator.normal(mean, SPREAD)))
         drawn.append(min(length, longest(train), left))
         left -= drawn[-1]
     lengths = np.array(drawn, np.int32)
@@ -174,6 +175,11 @@ def windows(train: Train, steps: int, seed: Sequence[int]) -> Windows:
 def longest(train: Train) -> int:
     """Returns the most steps of a window."""
     return train.window + train.longer_by * train.vary_window
+
+
+def shortest(train: Train) -> int:
+    """Returns the fewest steps of a window, except of the last one of an epoch."""
+    return min(SHORTEST, longest(train)) if train.vary_window else train.window
 
 
 def quoted(task: Task, nll: Any) -> dict[str, Any]:
@@ -187,8 +193,9 @@ def quoted(task: Task, nll: Any) -> dict[str, Any]:
 def _path(data: str, split: str) -> Path:
     """Returns the one text file of a folder that is named after a split."""
     expected = (
-        "must be a folder with three text files that have train, valid and test in "
-        "their names, such as ptb.train.txt, ptb.valid.txt and ptb.test.txt"
+        "must be a folder with three text files that have train, valid and test "
+        "between the dots of their names, such as ptb.train.txt, ptb.valid.txt and "
+        "ptb.test.txt"
     )
     try:
         if not data or not Path(data).is_dir():

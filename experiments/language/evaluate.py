@@ -11,16 +11,19 @@ References:
         rates and temperatures.
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import rich.table
-from jaxtyping import Array, Float
 from scipy.optimize import minimize_scalar
 
 import rdrop
@@ -37,11 +40,15 @@ from experiments.language.model import (
 from experiments.language.run import LanguageModels
 from experiments.language.softmax import token_losses
 from experiments.language.train import in_windows, make_evaluate, mean_loss
-from experiments.progress import console
+from experiments.progress import Watch, console, watch
+from experiments.runs.checkpoints import Checkpoints, conditions
 from experiments.runs.evaluations import Evaluation, add_evaluations, open_lanes
+from experiments.runs.files import fingerprint
+from experiments.runs.folder import CHECKPOINTS
 
 COLDEST, HOTTEST = 0.5, 2.0  # range of the search for a temperature
 MEANS = {0.0: "geometric", 1.0: "arithmetic"}
+SECONDS_PER_CHECKPOINT = 60.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,9 @@ class Options:
 def evaluate(folder: Path, options: Options) -> list[dict]:
     """Evaluates a model of a run, and adds the losses to the run.
 
+    Ctrl-C and SIGTERM stop Monte Carlo passes after a window; the same evaluation then
+    continues there.
+
     Args:
         folder: the run.
         options: of the evaluation.
@@ -83,9 +93,11 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
         A record of each evaluation, the deterministic one first.
 
     Raises:
-        ConfigError: the run kept no such model, or an option is impossible.
+        ConfigError: the run kept no such model, an option is impossible, or a loss is
+            not finite.
         StorageError: the text has changed since the training, or a file of the run is
             damaged or cannot be written.
+        KeyboardInterrupt: it was stopped.
     """
     _check(options)
     (lane,) = open_lanes(folder, [options.lane], LanguageModels())
@@ -101,32 +113,48 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
     wanted = [(0, 1.0)] + [(k, p) for k in options.passes for p in options.powers]
     deterministic = jax.jit(make_evaluate(config, model, window))
     held = options.masks == "text"
-    sampled = jax.jit(make_montecarlo(config, model, window, options.chunk, held))
+    sampled = MonteCarlo(config, model, window, options.chunk, held)
     root, most = jax.random.key(options.seed), max(options.passes, default=1)
     keys = jax.vmap(lambda k: jax.random.fold_in(root, k))(jnp.arange(most))
+    which = asdict(options) | {"parameters": fingerprint(params)}
     found: list[Evaluation] = []
-    for passes, power in wanted:
+    with watch(0, 1) as watcher:
+        for passes, power in wanted:
+            line = which | {"passes": passes, "powers": power if passes else None}
+            watcher.announce(f"{passes} passes" if passes else "deterministic", "")
 
-        def judge(rows, temperature, passes=passes, power=power):
-            if not passes:
-                return float(deterministic(params, scaled, rows, temperature))
-            some = keys[:passes]
-            return float(sampled(params, scaled, rows, some, power, temperature))
+            def judge(rows, temperature, passes=passes, power=power, line=line):
+                if not passes:
+                    return float(deterministic(params, scaled, rows, temperature))
+                text = fingerprint(rows)
+                told = line | {"temperature": temperature, "text": text}
+                return sampled.loss(
+                    params,
+                    scaled,
+                    rows,
+                    keys[:passes],
+                    power,
+                    temperature,
+                    saved=folder / CHECKPOINTS / f"evaluation-{_hash(told)}",
+                    watcher=watcher,
+                )
 
-        with console.status(f"{passes} passes" if passes else "deterministic"):
             temperature = _temperature(judge, valid, options.temperature)
             nll = judge(rows, temperature)
-        found.append(_record(config, options, passes, power, temperature, nll))
-        add_evaluations(folder, found[-1:])
+            figures = {"nll": nll} | quoted(config.task, nll)
+            for name, figure in figures.items():
+                if not math.isfinite(figure):
+                    raise ConfigError(
+                        f"{folder}: line {options.lane} has no finite {name}, got "
+                        f"{figure}."
+                    )
+            found.append(line | {"temperature": temperature} | figures)
+            add_evaluations(folder, found[-1:])
     return found
 
 
-def make_montecarlo(
-    config: Config, model: LanguageModel, window: int, chunk: int, held: bool
-) -> Callable[..., Float[Array, ""]]:
-    """Returns a function of (params, noise, rows, keys, power, temperature).
-
-    It returns the loss of a text for the power mean over passes, one per key.
+class MonteCarlo:
+    """Monte Carlo passes over a text, all of them window by window.
 
     Args:
         config: how the loss is measured, and whether words are dropped.
@@ -135,38 +163,105 @@ def make_montecarlo(
         chunk: passes at a time.
         held: whether masks with per="sequence" live for the text, not for a window.
     """
-    offset = config.train.probability_offset
 
-    def evaluate(params, noise, rows: Rows, keys, power, temperature):
-        noise = noise if config.evaluation.words else noise._replace(words=None)
+    def __init__(
+        self, config: Config, model: LanguageModel, window: int, chunk: int, held: bool
+    ):
+        self._config, self._model, self._window = config, model, window
+        self._chunk, self._held = chunk, held
+        self._read = jax.jit(self._advance)
 
-        def read(carries, numbered):
-            number, columns = numbered
+    def loss(
+        self,
+        params: Any,
+        noise: Noise,
+        rows: Rows,
+        keys: Any,
+        power: float = 1.0,
+        temperature: float = 1.0,
+        *,
+        saved: Path | None = None,
+        watcher: Watch | None = None,
+    ) -> float:
+        """Returns the loss of a text for the power mean over passes, one per key.
 
-            def one(key_and_carry):
-                key, carry = key_and_carry
-                step = number * window
-                at = key if held else jax.random.fold_in(key, number)
-                streams = rdrop.stream_keys(at).replace(step=step if held else 0)
-                before = carry if config.train.carry else None
-                reading = model.apply(params, columns.inputs, noise, streams, before)
-                found = rdrop.calibration.temper(reading.logits, temperature)
-                return found, reading.carry
+        Args:
+            params: of the model.
+            noise: of the passes.
+            rows: the text.
+            keys: PRNG keys.
+            power: of the mean.
+            temperature: divides the logits.
+            saved: folder of a checkpoint, from which a stopped evaluation continues.
+            watcher: shows the progress, and may ask to stop.
 
-            prediction, carries = rdrop.montecarlo.predict(
-                one, (keys, carries), power=power, chunk=chunk, has_aux=True
-            )
-            losses = token_losses(prediction.log_probs, columns.targets, offset)
-            return carries, (losses * columns.weights).sum()
-
-        carry = start_carry(model, params, len(rows.inputs))
+        Raises:
+            KeyboardInterrupt: the watcher asked to stop; the windows so far are saved.
+            StorageError: the checkpoint is damaged or cannot be written.
+        """
+        columns = in_windows(rows, self._window)
+        count = len(columns.inputs)
+        carry = start_carry(self._model, params, len(rows.inputs))
         carries = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(keys)), carry)
-        columns = in_windows(rows, window)
-        numbers = jnp.arange(len(columns.inputs))
-        _, sums = jax.lax.scan(read, carries, (numbers, columns))
-        return mean_loss(sums, columns.weights, config.evaluation.mean)
+        state, first = (carries, jnp.zeros(count, jnp.float32)), 0
+        now = conditions(keys)
+        if saved and saved.exists():
+            with Checkpoints(saved, now) as checkpoints:
+                state, first = checkpoints.restore(state)
+        if watcher:
+            watcher.expect(count)
+            watcher.advance(first)
+        noise = noise if self._config.evaluation.words else noise._replace(words=None)
+        since = time.monotonic()
+        for number in range(first, count):
+            stopped = watcher is not None and watcher.stopped()
+            if saved and number > first and (stopped or _is_due(since)):
+                with Checkpoints(saved, now) as checkpoints:
+                    checkpoints.save(number, state)
+                since = time.monotonic()
+            if stopped:
+                raise KeyboardInterrupt
+            state = self._read(
+                state,
+                np.int32(number),
+                params,
+                noise,
+                columns,
+                keys,
+                power,
+                temperature,
+            )
+            jax.block_until_ready(state)
+            if watcher:
+                watcher.advance(1)
+        if saved and saved.exists():
+            with Checkpoints(saved, now) as checkpoints:
+                checkpoints.remove()
+        return float(mean_loss(state[1], columns.weights, self._config.evaluation.mean))
 
-    return evaluate
+    def _advance(
+        self, state, number, params, noise, columns: Rows, keys, power, temperature
+    ):
+        """Returns the state after a window: the carry of each pass, and the losses."""
+        carries, sums = state
+        columns = jax.tree.map(lambda leaf: leaf[number], columns)
+
+        def one(key_and_carry):
+            key, carry = key_and_carry
+            step = number * self._window
+            at = key if self._held else jax.random.fold_in(key, number)
+            streams = rdrop.stream_keys(at).replace(step=step if self._held else 0)
+            before = carry if self._config.train.carry else None
+            reading = self._model.apply(params, columns.inputs, noise, streams, before)
+            found = rdrop.calibration.temper(reading.logits, temperature)
+            return found, reading.carry
+
+        prediction, carries = rdrop.montecarlo.predict(
+            one, (keys, carries), power=power, chunk=self._chunk, has_aux=True
+        )
+        offset = self._config.train.probability_offset
+        losses = token_losses(prediction.log_probs, columns.targets, offset)
+        return carries, sums.at[number].set((losses * columns.weights).sum())
 
 
 def scale_rates(noise: Noise, factor: float) -> Noise:
@@ -184,6 +279,9 @@ def _check(options: Options) -> None:
     for name in ("chunk", "lane"):
         if (value := getattr(options, name)) < 1:
             raise ConfigError(f"{name}: must be 1 or more, got {value}.")
+    for power in options.powers:
+        if not math.isfinite(power):
+            raise ConfigError(f"powers: must be finite, got {power}.")
     if any(passes < 1 for passes in options.passes):
         raise ConfigError(f"passes: must be 1 or more, got {min(options.passes)}.")
     if not 0 <= options.noise < math.inf:
@@ -207,10 +305,15 @@ def _temperature(judge, valid: Rows, temperature) -> float:
     return math.exp(found.x)
 
 
-def _record(config, options, passes, power, temperature, nll) -> Evaluation:
-    figures = {"temperature": temperature, "nll": nll} | quoted(config.task, nll)
-    which = {"passes": passes, "powers": power if passes else None}
-    return asdict(options) | which | figures
+def _is_due(since: float) -> bool:
+    """Whether it is time for a checkpoint."""
+    return time.monotonic() - since > SECONDS_PER_CHECKPOINT
+
+
+def _hash(values: dict) -> str:
+    """Returns a hash of plain values."""
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def show(found: Sequence[dict]) -> None:

@@ -31,6 +31,7 @@ from experiments.task import Arrays
 
 LAYER_SITES = tuple(site for site in SITES if site not in ("inputs", "outputs"))
 SOFTMAX = ("embedding", "readout", "bias")
+DRAWN = ("kernel", "bias", "embedding", "readout", "projection")  # parts of their names
 
 
 class Noise(NamedTuple):
@@ -240,7 +241,7 @@ def init(model: LanguageModel, key: Key[Array, ""]) -> Any:
         if of_softmax and options.init_embedding:
             scale = options.init_embedding * (path[-1] != "bias")
         drawn = options.init or (of_softmax and options.init_embedding)
-        if drawn and not path[-1].startswith("start_"):
+        if drawn and any(name in path[-1] for name in DRAWN):
             at = jax.random.fold_in(key, number)
             leaf = scale * jax.random.uniform(at, leaf.shape, leaf.dtype, -1, 1)
             if options.two_biases and path[-1] == "bias" and not of_softmax:
@@ -267,7 +268,8 @@ def noises(configs: Sequence[Config]) -> list[Noise]:
     """Returns the noise of each lane of a structure; sites without noise are None.
 
     Raises:
-        ConfigError: options of a site exclude one another, or its rate is learned.
+        ConfigError: options of a site exclude one another, its rate is learned, or the
+            layers have no mask that they could share.
     """
 
     def at(site):
@@ -281,6 +283,8 @@ def noises(configs: Sequence[Config]) -> list[Noise]:
     first = configs[0]
     below = [at("inputs")] + [at("between")] * (first.model.layers - 1)
     of_layers = {site: at(site) for site in LAYER_SITES}
+    if first.dropout.same_mask and of_layers["recurrent"] is None:
+        raise ConfigError("dropout.same_mask: must be false without recurrent noise.")
     layers = tuple(rdrop.Dropout(inputs=noise, **of_layers) for noise in below)
     rates = np.array([config.dropout.words.rate for config in configs], np.float32)
     words = rdrop.Bernoulli(rates, batch=first.dropout.words.batch)
@@ -290,6 +294,16 @@ def noises(configs: Sequence[Config]) -> list[Noise]:
     return [
         jax.tree.map(lambda leaf, n=n: leaf[n], together) for n in range(len(configs))
     ]
+
+
+def noisy_sites(noise: Noise) -> set[str]:
+    """Returns the names of the sites with noise; outputs count if projected, too."""
+    found = {name for layer in noise.layers for name, _ in layer.sites()}
+    if noise.words is not None:
+        found.add("words")
+    if noise.outputs is not None or noise.projected is not None:
+        found.add("outputs")
+    return found
 
 
 def drop_words(

@@ -10,19 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from experiments.classify import consistency
 from experiments.config import ConfigError
 from experiments.devices import needed_bytes
 from experiments.language.config import Config
 from experiments.language.corpus import (
-    SHORTEST,
     Corpus,
     Windows,
     longest,
+    shortest,
     training_rows,
     whole_rows,
     windows,
 )
-from experiments.language.model import noises
+from experiments.language.model import noises, noisy_sites
 from experiments.language.train import (
     Lane,
     Pace,
@@ -102,8 +103,10 @@ class Program:
         """Traces a window, to find mistakes before any work.
 
         Raises:
-            ConfigError: the cell lacks a site, for example.
+            ConfigError: the cell lacks a site, or two passes would be the same.
         """
+        sites = noisy_sites(self.lanes[0].noise)
+        consistency.check_noise(self.config.second_pass, bool(sites), sites)
         try:
             state = jax.eval_shape(self.training.start, self.lanes[0])
             jax.eval_shape(self.training.advance, state, *self._arguments())
@@ -116,8 +119,7 @@ class Program:
         train = self.config.train
         drawn = windows(train, self.steps, (self.config.seed, seed, epoch))
         used = len(drawn.starts)
-        shortest = SHORTEST if train.vary_window else train.window
-        most = self.steps // shortest + train.vary_window
+        most = self.steps // shortest(train) + train.vary_window
         return Plan(Windows(*(np.resize(part, most) for part in drawn)), used)
 
     def start(self, lane: Lane) -> Progress:

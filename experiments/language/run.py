@@ -175,12 +175,13 @@ class ModelTraining:
         self._measure(first, last, time.monotonic() - started)
         note = f"train_nll {loss:.4g}, {self._speed:,.0f} tokens/s"
         done = (last - first) / self._plan.used
+        step = Step(done, f"{self._seed()}, {note}")
         if last == self._plan.used or self._has_diverged():
-            return self._evaluate(done)
-        due = time.monotonic() - self._saved_at > SECONDS_PER_CHECKPOINT
-        if due:
+            step = self._evaluate(done)
+        if time.monotonic() - self._saved_at > SECONDS_PER_CHECKPOINT:
             self._saved_at = time.monotonic()
-        return Step(done, f"{self._seed()}, {note}", checkpoint=due)
+            step = step._replace(checkpoint=True)
+        return step
 
     def position(self) -> str:
         """Returns the window and the losses so far."""
@@ -217,16 +218,19 @@ class ModelTraining:
 
     def _pace(self) -> Pace:
         """Returns learning rate and averaging of the epoch, from earlier losses."""
-        epoch = int(self.state.epoch)
-        losses = np.asarray(self.state.valid)[:epoch].tolist()
-        averages = is_non_monotone(losses, self._options.non_monotone)
-        return pace(epoch, self._rate(), averages)
+        losses, interval = self._losses().tolist(), self._options.non_monotone
+        averages = is_non_monotone(losses, interval)
+        return pace(len(losses), self._rate(), averages)
 
     def _rate(self) -> float:
         """Returns the factor of the learning rate in the next epoch."""
-        losses = np.asarray(self.state.valid)[: int(self.state.epoch)]
-        (figures,) = quoted(self._setting.config.task, losses).values()
+        (figures,) = quoted(self._setting.config.task, self._losses()).values()
         return self._options.decay ** decays(self._options, figures.tolist())
+
+    def _losses(self) -> np.ndarray:
+        """Returns the validation loss of each epoch; infinity if it is not a number."""
+        losses = np.asarray(self.state.valid)[: int(self.state.epoch)]
+        return np.where(np.isnan(losses), np.inf, losses)
 
     def _rests(self) -> bool:
         """Whether the learning rate has become too low to train on."""
@@ -260,8 +264,8 @@ class ModelTraining:
         averaged = average(state.opt_state)
         params = state.params if averaged is None else averaged
         loss = program.evaluate(params, noise, program.valid)
-        before = np.asarray(progress.valid)[:epoch]
-        keeps = self._options.keep == "last" or loss < np.min(before, initial=np.inf)
+        lowest = np.min(self._losses(), initial=np.inf)
+        keeps = self._options.keep == "last" or loss < lowest
         if keeps:
             test = program.evaluate(params, noise, program.test)
             print_ = np.frombuffer(bytes.fromhex(fingerprint(params)), np.uint8)

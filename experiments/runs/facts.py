@@ -27,7 +27,7 @@ class TaskFacts(TypedDict):
 
 @with_config({"strict": True, "extra": "forbid"})
 class ProgramFacts(TypedDict):
-    """One compiled program: its static axes, time and memory."""
+    """One compiled program: its static axes, time, memory and device."""
 
     setting: dict[str, bool | int | float | str]
     lanes: Count
@@ -36,6 +36,7 @@ class ProgramFacts(TypedDict):
     compile_seconds: Seconds
     train_seconds: Seconds
     megabytes: Annotated[float, Field(ge=0)]
+    device: NotRequired[str]
 
 
 @with_config({"strict": True, "extra": "forbid"})

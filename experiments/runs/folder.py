@@ -36,13 +36,15 @@ def folder_of(config: Path, root: Path = Path("runs")) -> Path:
 def open_run(folder: Path, sweep: Sweep) -> Iterator[None]:
     """Creates the folder of a run, or resumes one, for this process alone.
 
+    A run of one setting may get more seeds, at the end of those that it has.
+
     Raises:
         ConfigError: the folder belongs to another config, is not a run, is in use by
             another process, or cannot be written.
     """
     make_folder(folder, CONFIG, "run")
     with _locked(folder):
-        keep_config(folder / CONFIG, sweep, "run")
+        keep_config(folder / CONFIG, sweep, "run", grows=not sweep.axes)
         yield
 
 
@@ -70,8 +72,14 @@ def make_folder(folder: Path, config: str, kind: str) -> None:
         )
 
 
-def keep_config(path: Path, sweep: Sweep, kind: str) -> None:
+def keep_config(path: Path, sweep: Sweep, kind: str, grows: bool = False) -> None:
     """Writes the config of a run or study, or checks that it is the same.
+
+    Args:
+        path: of the config in its folder.
+        sweep: the config.
+        kind: "run" or "study".
+        grows: whether it may have more seeds than before.
 
     Raises:
         ConfigError: it is another one, or cannot be read by this version; the text
@@ -87,6 +95,11 @@ def keep_config(path: Path, sweep: Sweep, kind: str) -> None:
             f"{error} Another version wrote this {kind}, or it is damaged; use another "
             "folder with --out."
         ) from None
+    count = len(before.seeds)
+    if grows and sweep.seeds[:count] == before.seeds != sweep.seeds:
+        keep_config(path, sweep._replace(seeds=before.seeds), kind)
+        write_text(path, axes.to_toml(sweep))
+        return
     if changed := axes.differences(before, sweep):
         more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
         raise ConfigError(

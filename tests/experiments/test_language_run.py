@@ -25,10 +25,11 @@ from experiments.config import Noise
 from experiments.language import run
 from experiments.language.config import Config, Dropout, Model, Words
 from experiments.language.corpus import whole_rows
-from experiments.language.evaluate import make_montecarlo, scale_rates
+from experiments.language.evaluate import MonteCarlo, scale_rates
 from experiments.language.model import init, make_model, noises, start_carry
 from experiments.language.train import make_evaluate
-from experiments.progress import Watch
+from experiments.progress import Watch, watch
+from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.evaluations import read_evaluations
 from experiments.runs.files import fingerprint, write_lines
 from experiments.runs.records import read_records
@@ -180,6 +181,51 @@ def test_stopped_after_some_windows_it_says_where(text, config, tmp_path, capsys
     assert lines(folder)[0]["status"] == "interrupted"
 
 
+@pytest.mark.usefixtures("no_report")
+def test_epochs_of_one_step_are_saved_too(text, config, tmp_path, monkeypatch):
+    """After five steps, each is an epoch of 31 windows; the last one ends it."""
+    saved, save = [], Checkpoints.save
+    monkeypatch.setattr(run, "SECONDS_PER_CHECKPOINT", 0.0)
+    monkeypatch.setattr(
+        Checkpoints,
+        "save",
+        lambda self, number, state: saved.append(number) or save(self, number, state),
+    )
+    assert train(text, config, tmp_path / "run", "--train.epochs", "12") == 0
+    assert saved[-1] == 31 * 11
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_loss_that_is_not_a_number_is_never_the_best(
+    text, config, tmp_path, monkeypatch
+):
+    """The second validation loss overflows, and the training recovers."""
+    judge = judge_with_nan(run.ModelTraining._judge)
+    monkeypatch.setattr(run.ModelTraining, "_judge", judge)
+    options = ["--train.keep", "best"]
+    assert train(text, config, tmp_path / "run", *options) == 0
+    (line,) = lines(tmp_path / "run")
+    own, kept = (line["metrics"][n] for n in ("epoch_nll", "valid_nll"))
+    assert own[1] is None
+    assert own[2] < own[0]
+    assert kept == [own[0], own[0], own[2]]
+
+
+def judge_with_nan(judge):
+    """Returns `_judge` whose second validation loss is not a number."""
+
+    def judged(self):
+        if int(self.state.epoch) != 1:
+            return judge(self)
+        evaluate, self._program.evaluate = self._program.evaluate, lambda *_: np.nan
+        try:
+            return judge(self)
+        finally:
+            self._program.evaluate = evaluate
+
+    return judged
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_in_the_same_bits(text, config, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -252,7 +298,7 @@ def test_a_lane_that_diverges_is_marked_and_the_next_is_trained(text, config, tm
         (["--dropout.inputs.learn", "True"], "dropout.inputs.learn: must be false"),
         (["--dropout.projected.rate", "0.1"], "projected.rate: must be 0 unless"),
         (["--train.shuffle", "True"], "train.shuffle: must be false if train.carry"),
-        (["--dropout.same-mask", "True"], "dropout.same_mask: must"),
+        (["--dropout.same-mask", "True"], "dropout.same_mask: must be false if"),
         (
             shlex.split(
                 "--dropout.same-mask True --dropout.recurrent.gates each "
@@ -264,6 +310,26 @@ def test_a_lane_that_diverges_is_marked_and_the_next_is_trained(text, config, tm
         (["--model.embedding", "0", "--model.tied", "True"], "model.tied: must be"),
         (["--model.two-biases", "True"], "two_biases: must be false unless"),
         (["--train.decay", "1.5"], "train.decay: .* less than or equal to 1"),
+        (["--train.lowest-rate", "2"], "lowest_rate: must be at most train.learning"),
+        (["--dropout.between.rate", "0.1"], "between.rate: must be 0 if model.layers"),
+        (
+            shlex.split("--dropout.same-mask True --dropout.outputs.rate 0"),
+            "same_mask: must be false without recurrent noise",
+        ),
+        (
+            shlex.split(
+                "--model.cell lstm --model.two-biases True --train.clip-on step"
+            ),
+            "two_biases: must be false unless",
+        ),
+        (
+            shlex.split("--second-pass.penalty r_drop --dropout.outputs.rate 0"),
+            "second_pass.penalty: r_drop compares passes that differ",
+        ),
+        (
+            shlex.split("--second-pass.penalty r_drop --second-pass.shares words"),
+            "second_pass.shares: the second pass has no noise at words",
+        ),
         (["--second-pass.shares", "no"], "second_pass.shares: must be names of sites"),
     ],
 )
@@ -406,6 +472,7 @@ def test_a_tuned_temperature_is_the_best_for_the_validation_text(finished):
         (["--noise", "-1"], "noise: must be 0 or more"),
         (["--temperature", "0"], "temperature: must be above 0"),
         (["--window", "-1"], "window: must be 0 or more, got -1"),
+        (["--passes", "2", "--powers", "nan"], "powers: must be finite, got nan"),
     ],
 )
 def test_mistakes_in_an_evaluation_are_named(finished, capsys, arguments, message):
@@ -455,9 +522,34 @@ def test_montecarlo_is_the_mean_over_passes_each_read_by_itself(noisy, held):
     weights = rows.weights.astype(float)
     expected = -(np.log(found) * weights).sum() / weights.sum()
     for chunk in (1, 2, 3):
-        montecarlo = jax.jit(make_montecarlo(NOISY, model, 7, chunk, held))
-        actual = montecarlo(params, noise, rows, keys, 1.0, 1.3)
-        assert float(actual) == pytest.approx(expected, rel=1e-5)
+        montecarlo = MonteCarlo(NOISY, model, 7, chunk, held)
+        actual = montecarlo.loss(params, noise, rows, keys, 1.0, 1.3)
+        assert actual == pytest.approx(expected, rel=1e-5)
+
+
+def test_stopped_passes_continue_to_the_same_bits(noisy, tmp_path):
+    """Stopped after every window, of which there are five."""
+    model, params, noise, text = noisy
+    rows, keys = whole_rows(text, 2, 7), jax.random.split(jax.random.key(1), 3)
+    montecarlo = MonteCarlo(NOISY, model, 7, 2, True)
+    whole = montecarlo.loss(params, noise, rows, keys)
+    stops, saved = 0, tmp_path / "passes"
+    while True:
+        with watch(0, 1) as watcher:
+            asked = iter([False, True])
+            watcher.stopped = lambda asked=asked: next(asked)
+            try:
+                found = montecarlo.loss(
+                    params, noise, rows, keys, saved=saved, watcher=watcher
+                )
+            except KeyboardInterrupt:
+                assert saved.exists()
+                stops += 1
+            else:
+                break
+    assert stops == rows.inputs.shape[1] // 7 - 1 == 4
+    assert found == whole
+    assert not saved.exists()
 
 
 @pytest.mark.slow
@@ -465,15 +557,13 @@ def test_more_passes_come_near_their_expectation(noisy):
     """Of the probability of a text of one token, the error falls as 1 / sqrt(K)."""
     model, params, noise, text = noisy
     rows = whole_rows(text[:2], 1, 1)
-    montecarlo = jax.jit(make_montecarlo(NOISY, model, 1, 64, True))
+    montecarlo = MonteCarlo(NOISY, model, 1, 64, True)
     keys = jax.random.split(jax.random.key(2), 2048)
-    one = jax.vmap(lambda key: montecarlo(params, noise, rows, key[None], 1.0, 1.0))
-    probabilities = np.exp(-np.asarray(one(keys), float))
+    single = [montecarlo.loss(params, noise, rows, key[None]) for key in keys]
+    probabilities = np.exp(-np.array(single))
     expectation, sd = probabilities.mean(), probabilities.std()
     for count in (16, 128, 1024):
-        estimate = np.exp(
-            -float(montecarlo(params, noise, rows, keys[-count:], 1.0, 1.0))
-        )
+        estimate = np.exp(-montecarlo.loss(params, noise, rows, keys[-count:]))
         assert abs(estimate - expectation) < 4 * sd / np.sqrt(count)
         assert estimate != pytest.approx(expectation, rel=1e-6)
 

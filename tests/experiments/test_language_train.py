@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import rdrop
 from experiments.axes import make_sweep
@@ -22,7 +23,7 @@ from experiments.language.config import (
     Words,
 )
 from experiments.language.corpus import Corpus, whole_rows
-from experiments.language.evaluate import make_montecarlo
+from experiments.language.evaluate import MonteCarlo
 from experiments.language.model import (
     drop_words,
     init,
@@ -205,6 +206,28 @@ def test_parameters_begin_within_their_bounds():
             assert abs(part.mean()) <= 5 * bound / math.sqrt(3 * part.size)
 
 
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [("layernorm_lstm", "gain"), ("rg_lru", "decay"), ("lru", "diagonal")],
+)
+def test_only_kernels_and_biases_begin_within_bounds(cell, name):
+    """Others have a start of their own, such as eigenvalues near the unit circle."""
+    model = make_model(make_config(Model(cell=cell, units=6, layers=1, init=0.1)), V)
+    found, own = (
+        flatten_dict(start(model, jax.random.key(0)))
+        for start in (
+            init,
+            lambda model, key: model.init(key, jnp.zeros((1, 1), jnp.int32)),
+        )
+    )
+    for path, leaf in found.items():
+        if path[-1] == name:
+            np.testing.assert_array_equal(leaf, own[path])
+            assert np.abs(leaf).max() > 0.1
+        elif "kernel" in path[-1]:
+            assert 0.05 < np.abs(leaf).max() <= 0.1
+
+
 def test_the_projection_of_a_tied_softmax_has_its_own_noise(rng):
     options = Model(embedding=6, units=9, layers=1, tied=True, init=0.3)
     dropped = dataclasses.replace(NOISY, between=Noise(), projected=Noise(rate=0.5))
@@ -376,6 +399,39 @@ def torch_epoch(torch, params, corpus, train, two_biases=False):
 
 
 @pytest.mark.slow
+def test_ar_is_of_dropped_outputs_and_tar_of_raw_ones(corpus):
+    """One window of Merity et al. 2017 (arXiv:1708.01009), equations 3 and 4."""
+    losses, keys = {}, rdrop.stream_keys(jax.random.key(1))
+    inputs, targets = corpus.train[None, :6], corpus.train[None, 1:7]
+    for ar, tar in ((0.0, 0.0), (2.0, 0.0), (0.0, 3.0)):
+        train = Train(batch=1, window=6, activation=ar, temporal_activation=tar)
+        config = make_config(dropout=NOISY, train=train)
+        (lane,), training = make_lanes([config]), Program([config], corpus).training
+        params = training.start(lane).params
+        losses[ar, tar] = training._loss(
+            params, lane, inputs, targets, 6, None, [keys]
+        )[0]
+    reading = training.model.apply(params, inputs, lane.noise, keys)
+    raw, dropped = (np.asarray(ys, float) for ys in (reading.raw, reading.dropped))
+    assert np.abs(raw - dropped).max() > 0.01
+    without = float(losses[0.0, 0.0])
+    penalties = float(losses[2.0, 0.0]) - without, float(losses[0.0, 3.0]) - without
+    expected = 2 * (dropped**2).mean(), 3 * (np.diff(raw, axis=1) ** 2).mean()
+    np.testing.assert_allclose(penalties, expected, rtol=1e-3)
+
+
+def test_short_varied_windows_are_all_read():
+    """Also those below five steps, the least length of the paper."""
+    train = Train(batch=1, window=3, vary_window=True, longer_by=1)
+    corpus = Corpus(tuple("abc"), *(np.arange(n) % 3 for n in (101, 9, 9)))
+    plan = Program([make_config(train=train)], corpus).plan(0, 0)
+    starts, lengths = (part[: plan.used] for part in plan.windows)
+    assert plan.used == 25
+    np.testing.assert_array_equal(lengths, 4)
+    np.testing.assert_array_equal(starts, np.arange(0, 100, 4))
+
+
+@pytest.mark.slow
 def test_a_varied_window_is_one_of_its_length(run, corpus):
     """Padding changes nothing, and the learning rate is in proportion to the length."""
     train = Train(epochs=1, batch=3, window=6, vary_window=True, activation=0.3)
@@ -524,7 +580,6 @@ def test_the_mean_over_windows_is_that_of_perplexities(corpus, params):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_without_a_carry_each_window_is_a_text_of_its_own(corpus, params):
     config = make_config(train=dataclasses.replace(TRAIN, carry=False))
     model, (noise,) = make_model(config, V), noises([config])
@@ -619,8 +674,8 @@ def test_words_are_not_dropped_in_passes_if_the_config_says_so(corpus, params):
         evaluation = Evaluation(batch=2, words=words)
         config = make_config(dropout=Dropout(words=Words(0.5)), evaluation=evaluation)
         model, (noise,) = make_model(config, V), noises([config])
-        passes = jax.jit(make_montecarlo(config, model, 4, 3, True))
+        passes = MonteCarlo(config, model, 4, 3, True).loss(params, noise, rows, keys)
         plain = jax.jit(make_evaluate(config, model, 4))(params, noise, rows)
-        found.append(float(passes(params, noise, rows, keys, 1.0, 1.0) - plain))
+        found.append(passes - float(plain))
     assert abs(found[0]) > 1e-3
     assert abs(found[1]) < 1e-6
