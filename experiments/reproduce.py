@@ -7,9 +7,9 @@ loss, the test figure too.
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import rich.table
@@ -181,7 +181,7 @@ def _of_model(
     return found
 
 
-def _stored(folder: Path, known: Mapping, passes: int) -> list[Evaluation]:
+def _stored(folder: Path, known: dict[str, Any], passes: int) -> list[Evaluation]:
     """Returns the evaluations of a run with these options and so many passes."""
     wanted = known | {"passes": passes, "powers": 1.0 if passes else None}
     return [
