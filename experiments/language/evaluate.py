@@ -202,7 +202,9 @@ class MonteCarlo:
         columns = in_windows(rows, self._window)
         count = len(columns.inputs)
         carry = start_carry(self._model, params, len(rows.inputs))
-        carries = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(keys)), carry)
+        carries = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (len(keys), *leaf.shape)), carry
+        )
         state, first = (carries, jnp.zeros(count, jnp.float32)), 0
         now = conditions(keys)
         if saved and saved.exists():
