@@ -236,9 +236,8 @@ class MonteCarlo:
             jax.block_until_ready(state)
             if watcher:
                 watcher.advance(1)
-        if saved and saved.exists():
-            with Checkpoints(saved, now) as checkpoints:
-                checkpoints.remove()
+        if saved:
+            Checkpoints(saved, now).remove()
         return float(mean_loss(state[1], columns.weights, self._config.evaluation.mean))
 
     def _advance(
