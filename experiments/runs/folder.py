@@ -3,7 +3,7 @@
 config.toml     the resolved config of the run
 results.jsonl   one line per lane
 run.json        the command, the axes, and time and memory of each program
-checkpoints/    states of lanes in training and of evaluations; removed when they are done
+checkpoints/    states of lanes in training and of evaluations, removed at their end
 weights/        parameters of lanes, one safetensors file each
 """
 
