@@ -18,6 +18,7 @@ import psutil
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import ConfigError
+from experiments.wording import count_text
 
 T = TypeVar("T")
 
@@ -146,8 +147,7 @@ def needed_bytes(compiled: Any) -> int:
 def device_text() -> str:
     """Returns the devices of this process, in a few words."""
     if jax.default_backend() == "cpu":
-        cores = len(os.sched_getaffinity(0))
-        return f"{cores} CPU core{'s' * (cores > 1)}"
+        return count_text(len(os.sched_getaffinity(0)), "CPU core")
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 

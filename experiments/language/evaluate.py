@@ -142,12 +142,7 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
             temperature = _temperature(judge, valid, options.temperature)
             nll = judge(rows, temperature)
             figures = {"nll": nll} | quoted(config.task, nll)
-            for name, figure in figures.items():
-                if not math.isfinite(figure):
-                    raise ConfigError(
-                        f"{folder}: line {options.lane} has no finite {name}, got "
-                        f"{figure}."
-                    )
+            _check_finite(f"{folder}: line {options.lane}", figures)
             found.append(line | {"temperature": temperature} | figures)
             add_evaluations(folder, found[-1:])
     return found
@@ -291,6 +286,12 @@ def _check(options: Options) -> None:
         raise ConfigError(f"temperature: must be above 0, got {options.temperature}.")
     if options.window < 0:
         raise ConfigError(f"window: must be 0 or more, got {options.window}.")
+
+
+def _check_finite(where: str, figures: dict[str, float]) -> None:
+    for name, figure in figures.items():
+        if not math.isfinite(figure):
+            raise ConfigError(f"{where} has no finite {name}, got {figure}.")
 
 
 def _temperature(judge, valid: Rows, temperature) -> float:
