@@ -20,6 +20,7 @@ from experiments.classify.model import CELLS
 from experiments.config import ConfigError
 from experiments.language.config import Config
 from experiments.language.model import sizes
+from experiments.runs.facts import Seconds
 from experiments.runs.files import parse, read_file, write_text
 
 CLOSE = 1.5  # percent; a larger difference is not a reproduction
@@ -80,7 +81,7 @@ class Result(TypedDict):
     test: list[Figure]
     montecarlo: list[Figure]
     curves: list[list[float | None]]
-    seconds: Figure
+    seconds: Seconds
     device: str
     data: NotRequired[str]
     versions: dict[str, str]

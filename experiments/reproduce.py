@@ -118,6 +118,7 @@ def reproduce(
         for name, figure in found.items():
             figures[name].append(figure)
     programs = facts["programs"]
+    seconds = sum(p["train_seconds"] for p in programs) / len(records)
     devices = dict.fromkeys(p["device"] for p in programs if "device" in p)
     result = figures | {
         "command": f"{command(path, sweep.seeds)} --data DATA",
@@ -125,7 +126,7 @@ def reproduce(
         "seeds": [record["seed"] for record in kept],
         "diverged": [r["seed"] for r in records if r["status"] == "diverged"],
         "curves": [_curve(record["metrics"], unit) for record in kept],
-        "seconds": round(sum(p["train_seconds"] for p in programs) / len(records), 1),
+        "seconds": float(f"{seconds:.4g}"),
         "device": ", ".join(devices),
         "data": facts["task"]["data"],
         "versions": kept[-1]["versions"],

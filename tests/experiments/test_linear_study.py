@@ -14,7 +14,7 @@ from experiments.classify.train import _kernels, with_forget_bias
 from experiments.config import Config, ConfigError, with_values
 from experiments.config import Task as Options
 from experiments.language.config import Config as LanguageConfig
-from experiments.papers import training_flops
+from experiments.papers import flops
 from experiments.tasks import selective_copy
 
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(64, 5, 3)), jnp.float32)
@@ -160,7 +160,7 @@ def test_products_of_a_linear_cell_have_no_recurrent_kernel():
     model = {"model.cell": "mingru", "model.embedding": 3, "model.units": 4}
     config = with_values(LanguageConfig(), model | {"train.epochs": 2})
     weights = 2 * 3 * 4 + 2 * 4 * 4 + 4 * 10
-    assert training_flops(config, 100, 10) == 6 * weights * 100 * 2
+    assert flops(config, 100, 0, 10) == 6 * weights * 100 * 2
 
 
 def test_selective_copy_asks_for_the_tokens_in_their_order():

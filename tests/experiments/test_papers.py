@@ -27,6 +27,7 @@ from experiments.papers import (
 from experiments.progress import Watch
 from experiments.reproduce import difference, published, spread
 from experiments.runs.evaluations import read_evaluations
+from experiments.runs.facts import read_facts, write_facts
 from experiments.runs.files import StorageError
 from experiments.runs.records import read_records
 
@@ -317,6 +318,12 @@ def test_networks_of_sequences_are_rows_too(tmp_path, rng):
     assert result["unit"] == "mse"
     assert result["montecarlo"] == []
     assert len(result["curves"][0]) == 2
+    # A training may be too short for the clock.
+    facts = read_facts(tmp_path / "run")
+    facts["programs"][0]["train_seconds"] = 0.0
+    write_facts(tmp_path / "run", facts)
+    assert run_row(path, data, tmp_path / "run", "--keep-result") == 0
+    assert read_result(path)["seconds"] == 0.0
 
 
 def test_networks_of_sequences_have_the_figures_of_their_best_epoch(tmp_path):
