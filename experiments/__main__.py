@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import tyro
+from rich.text import Text
 
 import rdrop
 from experiments.commands import configs, runs
@@ -30,6 +31,8 @@ def main(arguments: list[str]) -> int:
         print(f"rdrop {rdrop.__version__}, jax {jax.__version__}")
         return 0
     try:
+        for argument in arguments:
+            _check_utf8(argument)
         commands: dict[str, Callable[..., int]] = {
             "ablate": configs.ablate(arguments),
             "tune": configs.tune(arguments),
@@ -57,6 +60,16 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
+def _check_utf8(argument: str) -> None:
+    """Raises a ConfigError for bytes of another encoding, which no file can store."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"command line: must be UTF-8, got {argument.encode(errors='replace')!r}."
+        ) from None
+
+
 def _piped(arguments: list[str]) -> int:
     """Runs one command, whose output may be a pipe with a reader that leaves."""
     try:
@@ -74,10 +87,11 @@ def _overview(commands: Mapping[str, Callable[..., int]]) -> int:
     console.print("Commands; each has --help:")
     for name, command in commands.items():
         first = (command.__doc__ or "").partition("\n")[0]
-        console.print(f"[bold]{name:10}[/bold] {first}", soft_wrap=True)
+        _print_named(f"{name:10}", first)
     console.print("\nConfigs:")
     _configs()
-    console.print(f"\nTo begin: [bold]{BEGIN}[/bold]", soft_wrap=True)
+    console.print("\nTo begin: ", end="")
+    console.print(BEGIN, style="bold", soft_wrap=True)
     return 0
 
 
@@ -85,8 +99,12 @@ def _configs() -> int:
     """Lists the configs that come with rdrop."""
     for path in sorted(EXAMPLES.glob("*.toml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        console.print(f"[bold]configs/{path.name}[/bold]  {first}", soft_wrap=True)
+        _print_named(f"configs/{path.name} ", first)
     return 0
+
+
+def _print_named(name: str, text: str) -> None:
+    console.print(Text.assemble((name, "bold"), f" {text}"), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -232,6 +232,11 @@ def to_toml(sweep: Sweep) -> str:
     return tomli_w.dumps(nest(flat))
 
 
+def alone(lane: Lane) -> Sweep:
+    """Returns a lane as a sweep of nothing else."""
+    return Sweep(lane.config, {}, (lane.config.seeds,), "")
+
+
 def differences(before: Sweep, now: Sweep) -> list[str]:
     """Returns a line for each field in which two sweeps differ."""
     old, new = fields(before), fields(now)
@@ -283,6 +288,11 @@ def _closest(path: str, known: Sequence[str]) -> str | None:
 
 
 def _seeds(value: Any, settings: int, kind: Any, source: str) -> tuple[int, ...]:
+    if isinstance(value, list) and len(value) == 1:
+        raise ConfigError(
+            f"{source}: seeds: must be a number of seeds, or a list of two or more, "
+            f"got {value}."
+        )
     several = isinstance(value, list | tuple) and len(value) != 1
     numbers = list(value) if isinstance(value, list | tuple) else [value]
     seeds = tuple(check_value(kind, "seeds", number, source) for number in numbers)

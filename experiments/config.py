@@ -32,6 +32,7 @@ STRICT = ConfigDict(strict=True)
 MOST = 2**31 - 1  # of every integer: they become int32
 Rate = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
+CountOrNone = Annotated[int, Field(ge=0, le=MOST)]
 StateKind = Literal["zoneout", "bernoulli", "gaussian", "concrete", "additive"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

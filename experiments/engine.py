@@ -19,15 +19,16 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from experiments.axes import Lane, Sweep, value_text
+from experiments.axes import Lane, Sweep, to_toml, value_text
 from experiments.config import ConfigError
 from experiments.devices import HERE, Machine, device_text
 from experiments.kinds import Kind, Loaded, Program, Step
 from experiments.progress import Watch, console, watch
 from experiments.race import Race, next_round, race_text
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.facts import check_data, read_facts, write_facts
-from experiments.runs.folder import CHECKPOINTS, open_run
+from experiments.runs.facts import FACTS, check_data, read_facts, write_facts
+from experiments.runs.files import StorageError, write_text
+from experiments.runs.folder import CHECKPOINTS, CONFIG, open_run
 from experiments.runs.records import Store, read_records
 from experiments.runs.weights import Keep, prune_weights, save_weights, weights_path
 from experiments.wording import count_text
@@ -80,8 +81,8 @@ def run(kind: Kind, sweep: Sweep, folder: Path, options: Options = Options()) ->
     """Trains all lanes of a sweep into a folder, and concludes with a report.
 
     If the folder has an interrupted run of the same config, it is resumed; a run of
-    one setting may have more seeds than before. Ctrl-C and SIGTERM stop it at the next
-    step; a second signal stops it at once.
+    one setting that is trained may get more seeds, and only those are trained. Ctrl-C
+    and SIGTERM stop it at the next step; a second signal stops it at once.
 
     Args:
         kind: the kind of program.
@@ -99,6 +100,7 @@ def run(kind: Kind, sweep: Sweep, folder: Path, options: Options = Options()) ->
         ConfigError: the config does not suit the data, or the folder belongs to another
             run or process.
         StorageError: a file of the run is damaged or cannot be written.
+        KeyboardInterrupt: it was stopped in its last step, so that nothing is left.
     """
     if options.race:
         _check_race(options, sweep)
@@ -121,10 +123,13 @@ def run(kind: Kind, sweep: Sweep, folder: Path, options: Options = Options()) ->
                 for n, part in enumerate(parts)
                 if (which := part.numbers(places))
             )
+            stopped = watcher.stopped()
         _wait("trained")
         if _is_first():
             store.merge()
             work.finish(done)
+    if done and stopped:
+        raise KeyboardInterrupt
     return done
 
 
@@ -150,8 +155,19 @@ class _Run:
     store: Store
 
     def __post_init__(self):
-        """Starts, or continues an earlier run; raises a StorageError for other data."""
-        self.facts = read_facts(self.folder) or self._new_facts()
+        """Starts, or continues an earlier run.
+
+        Raises:
+            ConfigError: it was a race and is none now, or the other way round.
+            StorageError: it has other data, or lanes but no facts.
+        """
+        before = read_facts(self.folder)
+        if self.store.ended and not before:
+            raise StorageError(
+                f"{self.folder}: has results of lanes but no {FACTS}, which says how "
+                "they were made; use another folder with --out."
+            )
+        self.facts = before or self._new_facts()
         check_data(self.folder, self.facts, self.loaded.fingerprint)
         self._check_race()
         self._add_seeds()
@@ -164,8 +180,9 @@ class _Run:
         """Yields the places of the lanes to train: all at once, or those of a race."""
         lanes, race = self.store.lanes, self.options.race
         if race is None:
-            watcher.expect(len(lanes))
-            yield range(len(lanes))
+            places = range(self.facts.get("earlier", 0), len(lanes))
+            watcher.expect(len(places))
+            yield places
             return
         loss = self.facts["task"]["loss"]
         watcher.expect(len(self.store.ended))
@@ -244,11 +261,16 @@ class _Run:
 
     def _add_seeds(self) -> None:
         """Takes seeds into the facts that the run did not have before."""
-        if len(self.sweep.seeds) == len(self.facts["seeds"]):
-            return
-        self.facts |= {"seeds": list(self.sweep.seeds), "lanes": len(self.store.lanes)}
-        if not (self.folder / CHECKPOINTS).exists():
-            self.facts["resident"] = {}
+        if (before := len(self.facts["seeds"])) < len(self.sweep.seeds):
+            if _is_first():
+                write_text(self.folder / CONFIG, to_toml(self.sweep))
+            self.facts |= {
+                "command": self.options.command,
+                "seeds": list(self.sweep.seeds),
+                "lanes": len(self.store.lanes),
+                "earlier": before,
+                "resident": {},
+            }
 
     def _round(
         self, part: Part, program: Program, which: Sequence[int], watcher
@@ -271,6 +293,7 @@ class _Run:
                 self._keep(step, places)
                 self._show(step, part.named(len(which)), watcher)
                 if step.checkpoint and not training.ended:
+                    self._time()
                     saved.save(training.number, training.state)
             if not training.ended and training.number:
                 saved.save(training.number, training.state)

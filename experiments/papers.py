@@ -7,6 +7,7 @@ kept result is a JSON file in `results/`, next to the config.
 
 import json
 import math
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, NotRequired
@@ -17,14 +18,15 @@ from typing_extensions import TypedDict
 
 from experiments.axes import PAPER, load_toml
 from experiments.classify.model import CELLS
-from experiments.config import ConfigError
+from experiments.config import ConfigError, NotNegative
 from experiments.language.config import Config
 from experiments.language.model import sizes
 from experiments.runs.facts import Seconds
 from experiments.runs.files import parse, read_file, write_text
 
+REASONS = {"missing": "is missing", "unexpected_keyword_argument": "unknown field"}
 CLOSE = 1.5  # percent; a larger difference is not a reproduction
-Figure = Annotated[float, Field(gt=0)]
+Figure = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @with_config({"strict": True, "extra": "forbid"})
@@ -48,9 +50,9 @@ class Paper:
     row: str
     source: str
     kind: Literal["language", "sequences"] = "language"
-    valid: Annotated[float, Field(ge=0)] = 0.0
-    test: Annotated[float, Field(ge=0)] = 0.0
-    montecarlo: Annotated[float, Field(ge=0)] = 0.0
+    valid: NotNegative = 0.0
+    test: NotNegative = 0.0
+    montecarlo: NotNegative = 0.0
     data: str = ""
     differences: tuple[str, ...] = ()
 
@@ -122,7 +124,10 @@ def read_paper(path: Path) -> Paper | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, (PAPER, *first["loc"])))
-        reason = first["msg"].replace("Input should be", "must be")
+        reason = REASONS.get(first["type"]) or (
+            first["msg"].replace("Input should be", "must be")
+            + f", got {reprlib.repr(first['input'])}"
+        )
         raise ConfigError(f"{path}: {where}: {reason}.") from None
 
 
@@ -175,7 +180,7 @@ def verdict(compared: list[Comparison]) -> str:
     figures = {each.name: each.percent for each in compared if each.published}
     percent = figures.get("test", figures.get("valid"))
     if percent is None:
-        return "nothing to compare"
+        return "no verdict without a published test or validation figure"
     if abs(percent) <= CLOSE:
         return "reproduced"
     return "better than published" if percent < 0 else "worse than published"

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
 
 
 class Watch:
@@ -131,7 +131,7 @@ class _Bar(Progress):
 def _make_bar() -> Progress:
     return _Bar(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),

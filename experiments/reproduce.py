@@ -6,6 +6,7 @@ loss, the test figure too.
 """
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +30,9 @@ from experiments.papers import (
     write_result,
 )
 from experiments.progress import console
-from experiments.runs.evaluations import Evaluation, read_evaluations
+from experiments.runs.evaluations import EVALUATIONS, Evaluation, read_evaluations
 from experiments.runs.facts import read_facts
+from experiments.runs.files import StorageError
 from experiments.runs.records import read_records
 from experiments.wording import count_text
 
@@ -56,12 +58,11 @@ def read_recipe(
     if paper is None:
         raise ConfigError(f"{path}: has no table [paper], so nothing to compare with.")
     raw, config = read_toml(path), kinds[paper.kind].config
-    make_sweep(raw, str(path), config)
-    if data:
-        raw["task"] = raw.get("task", {}) | {"data": data}
-    if seeds is not None:
-        raw["seeds"] = seeds
-    sweep = make_sweep(raw, str(path), config)
+    sweep = _read_sweep(raw, path, paper, kinds)
+    options = {"task": raw.get("task", {}) | {"data": str(Path(data))}} if data else {}
+    options |= {} if seeds is None else {"seeds": seeds}
+    if options:
+        sweep = make_sweep(raw | options, "command line", config)
     if sweep.axes:
         raise ConfigError(
             f"{path}: {next(iter(sweep.axes))}: must have one value, which is a row of "
@@ -116,6 +117,10 @@ def reproduce(
             else _of_best(record["metrics"], unit)
         )
         for name, figure in found.items():
+            if figure is None:
+                raise ConfigError(
+                    f"{folder}: line {line} has no finite {name}_{unit}, got {figure}."
+                )
             figures[name].append(figure)
     programs = facts["programs"]
     seconds = sum(p["train_seconds"] for p in programs) / len(records)
@@ -148,6 +153,28 @@ def keep_result(path: Path, result: dict) -> None:
     console.print(f"Written: {kept}", style="bold", soft_wrap=True)
 
 
+def _read_sweep(raw: dict, path: Path, paper: Paper, kinds: dict[str, Kind]) -> Sweep:
+    """Returns the sweep of a file; a ConfigError says if it suits another kind."""
+    try:
+        return make_sweep(raw, str(path), kinds[paper.kind].config)
+    except ConfigError:
+        for name, kind in kinds.items():
+            if _suits(raw, kind):
+                raise ConfigError(
+                    f'{path}: paper.kind: must be "{name}" for these fields, got '
+                    f'"{paper.kind}".'
+                ) from None
+        raise
+
+
+def _suits(raw: dict, kind: Kind) -> bool:
+    try:
+        make_sweep(raw, "", kind.config)
+    except ConfigError:
+        return False
+    return True
+
+
 def _passes(paper: Paper, sweep: Sweep) -> int:
     """Returns the number of Monte Carlo passes of a row; 0: none."""
     return sweep.base.evaluation.passes if paper.kind == "language" else 0
@@ -174,12 +201,23 @@ def _of_model(
         if not all(stored):
             evaluate(folder, options)
             stored = [_stored(folder, known, count) for count in counts]
-        return [lines[-1][unit] for lines in stored]
+        return [_figure(folder, lines[-1], unit) for lines in stored]
 
     counts = {"test": 0, "montecarlo": passes} if passes else {"test": 0}
     found = dict(zip(counts, figures("test", list(counts.values())), strict=True))
     (found["valid"],) = figures("valid", [0])
     return found
+
+
+def _figure(folder: Path, evaluation: Evaluation, unit: str) -> float:
+    """Returns the figure of an evaluation; raises a StorageError if it has none."""
+    figure = evaluation.get(unit)
+    if not (isinstance(figure, float) and math.isfinite(figure)):
+        raise StorageError(
+            f"{folder / EVALUATIONS}: not an evaluation: {unit}: must be a finite "
+            f"number, got {figure!r}."
+        )
+    return figure
 
 
 def _stored(folder: Path, known: dict[str, Any], passes: int) -> list[Evaluation]:
@@ -192,10 +230,10 @@ def _stored(folder: Path, known: dict[str, Any], passes: int) -> list[Evaluation
     ]
 
 
-def _of_best(metrics: dict[str, list], unit: str) -> dict[str, float]:
-    """Returns the figures at the lowest validation loss."""
+def _of_best(metrics: dict[str, list], unit: str) -> dict[str, float | None]:
+    """Returns the figures at the lowest validation loss; None for one not finite."""
     losses = np.array(metrics[f"valid_{unit}"], float)
-    best = int(np.nanargmin(losses))
+    best = int(np.nan_to_num(losses, nan=np.inf).argmin())
     return {split: metrics[f"{split}_{unit}"][best] for split in ("valid", "test")}
 
 

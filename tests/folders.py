@@ -23,6 +23,13 @@ TASK = {
     "source": "Data: spoken vowels.",
     "data": "0123456789abcdef",
 }
+PAPER = """
+[paper]
+title = "Nobody 2020"
+row = "small"
+source = "table 1"
+test = 10.0
+"""
 EPOCHS = 6
 EVALUATED_AT = [2, 4, 6]
 
@@ -33,6 +40,13 @@ def no_reports():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(configs, "_concluding", lambda log: lambda folder: None)
         yield
+
+
+def recipe(folder, text=PAPER, fields="seeds = 1\n"):
+    """Writes a config with the table [paper]."""
+    path = folder / "row.toml"
+    path.write_text(fields + text)
+    return path
 
 
 def curve(final, length):

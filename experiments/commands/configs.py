@@ -184,6 +184,7 @@ def reproduce(
     paper, sweep = reproducing.read_recipe(path, KINDS, data, seeds)
     command = reproducing.command(path, sweep.seeds)
     text = f"{command} --data {shlex.quote(data)}"
+    text += f" --out {shlex.quote(str(out))}" if out else ""
     how = Options(HERE, text, KINDS[paper.kind].keep, conclude=_concluding(None))
     folder = out or folder_of(path)
     result = reproducing.reproduce(path, paper, sweep, KINDS[paper.kind], folder, how)

@@ -15,6 +15,7 @@ from experiments.config import (
     SITES,
     CellName,
     Count,
+    CountOrNone,
     Noise,
     NotNegative,
     Positive,
@@ -52,11 +53,11 @@ class Model:
     cell: CellName = "lstm"
     """The recurrence; gru_reset_before is the GRU of Cho et al. 2014, and gru that of
     Keras and PyTorch."""
-    embedding: Annotated[int, Field(ge=0)] = 200
+    embedding: CountOrNone = 200
     """Size of the vector of a token; 0: one-hot vectors."""
     units: Count = 200
     """Units of each layer."""
-    top_units: Annotated[int, Field(ge=0)] = 0
+    top_units: CountOrNone = 0
     """Units of the last layer; 0: as many as the other layers have."""
     layers: Count = 2
     """Layers of the stack."""
@@ -181,7 +182,7 @@ class Train:
     """Epochs before the learning rate decays."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Factor of the learning rate: each epoch after `hold`, or with `patience`."""
-    patience: Annotated[int, Field(ge=0)] = 0
+    patience: CountOrNone = 0
     """If not 0, the learning rate decays after this many epochs without improvement of
     the validation figure, instead of after each epoch."""
     improves_on: Literal["best", "previous"] = "best"
@@ -226,12 +227,12 @@ class Evaluation:
 
     batch: Count = 20
     """Rows that a text is cut into; every token counts."""
-    test_batch: Annotated[int, Field(ge=0)] = 0
+    test_batch: CountOrNone = 0
     """Rows of the test text for the commands evaluate and reproduce; 0: `batch`."""
     mean: Literal["tokens", "windows"] = "tokens"
     """Whether the loss is a mean over tokens, or the logarithm of the mean perplexity
     over windows."""
-    passes: Annotated[int, Field(ge=0)] = 0
+    passes: CountOrNone = 0
     """Monte Carlo passes for the command reproduce; 0: none."""
     words: bool = True
     """Whether words are dropped in Monte Carlo passes."""

@@ -27,7 +27,7 @@ import rich.table
 from scipy.optimize import minimize_scalar
 
 import rdrop
-from experiments.config import ConfigError
+from experiments.config import MOST, ConfigError
 from experiments.language.config import Config
 from experiments.language.corpus import Rows, quoted, whole_rows
 from experiments.language.model import (
@@ -47,6 +47,7 @@ from experiments.runs.files import fingerprint
 from experiments.runs.folder import CHECKPOINTS
 
 COLDEST, HOTTEST = 0.5, 2.0  # range of the search for a temperature
+LEAST = {"lane": 1, "passes": 1, "chunk": 1, "window": 0, "seed": 0}  # of an option
 MEANS = {0.0: "geometric", 1.0: "arithmetic"}
 SECONDS_PER_CHECKPOINT = 60.0
 
@@ -82,8 +83,8 @@ class Options:
 def evaluate(folder: Path, options: Options) -> list[dict]:
     """Evaluates a model of a run, and adds the losses to the run.
 
-    Ctrl-C and SIGTERM stop Monte Carlo passes after a window; the same evaluation then
-    continues there.
+    Ctrl-C and SIGTERM stop it after a window of Monte Carlo passes, or after a
+    deterministic reading of the text; the same passes then continue there.
 
     Args:
         folder: the run.
@@ -104,6 +105,8 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
     config, params, corpus = lane.config, lane.params, lane.loaded.data
     model = make_model(config, len(corpus.vocabulary))
     window = options.window or config.train.window
+    if window > (most := max(len(corpus.valid), len(corpus.test))):
+        raise ConfigError(f"window: must be at most {most:,}, got {window:,}.")
     valid = whole_rows(corpus.valid, config.evaluation.batch, window)
     rows = valid
     if options.split == "test":
@@ -124,6 +127,8 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
             watcher.announce(f"{passes} passes" if passes else "deterministic", "")
 
             def judge(rows, temperature, passes=passes, power=power, line=line):
+                if watcher.stopped():
+                    raise KeyboardInterrupt
                 if not passes:
                     return float(deterministic(params, scaled, rows, temperature))
                 text = fingerprint(rows)
@@ -145,6 +150,8 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
             _check_finite(f"{folder}: line {options.lane}", figures)
             found.append(line | {"temperature": temperature} | figures)
             add_evaluations(folder, found[-1:])
+        if watcher.stopped():
+            raise KeyboardInterrupt
     return found
 
 
@@ -272,20 +279,19 @@ def scale_rates(noise: Noise, factor: float) -> Noise:
 def _check(options: Options) -> None:
     if options.ensemble != "none":
         raise ConfigError("ensemble: must be none for language models.")
-    for name in ("chunk", "lane"):
-        if (value := getattr(options, name)) < 1:
-            raise ConfigError(f"{name}: must be 1 or more, got {value}.")
+    for name, least in LEAST.items():
+        for value in np.ravel(getattr(options, name)).tolist():
+            if not least <= value <= MOST:
+                raise ConfigError(f"{name}: must be {least} to {MOST:,}, got {value}.")
+    if options.passes and not options.powers:
+        raise ConfigError("powers: must have at least one value.")
     for power in options.powers:
         if not math.isfinite(power):
             raise ConfigError(f"powers: must be finite, got {power}.")
-    if any(passes < 1 for passes in options.passes):
-        raise ConfigError(f"passes: must be 1 or more, got {min(options.passes)}.")
     if not 0 <= options.noise < math.inf:
         raise ConfigError(f"noise: must be 0 or more, got {options.noise}.")
     if options.temperature != "tuned" and not 0 < options.temperature < math.inf:
         raise ConfigError(f"temperature: must be above 0, got {options.temperature}.")
-    if options.window < 0:
-        raise ConfigError(f"window: must be 0 or more, got {options.window}.")
 
 
 def _check_finite(where: str, figures: dict[str, float]) -> None:

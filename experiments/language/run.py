@@ -56,6 +56,14 @@ class LanguageModels:
 
     def check(self, configs: Sequence[Config], loaded: Loaded) -> None:
         """Traces one lane; raises a ConfigError if it cannot be trained."""
+        most = min(len(loaded.data.valid), len(loaded.data.test)) - 1
+        for config in configs:
+            rows = max(config.evaluation.batch, config.evaluation.test_batch)
+            if rows > most:
+                raise ConfigError(
+                    "evaluation.batch, evaluation.test_batch: must be at most "
+                    f"{most:,}, a row per token of the shorter text, got {rows:,}."
+                )
         try:
             program = Program(configs, loaded.data)
         except ValueError as error:

@@ -105,7 +105,7 @@ def print_summary(folder: Path, margin: float = 0.0) -> None:
         ConfigError: the folder has no results.
         StorageError: a file cannot be read.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if found := _study([folder]):
         table = searched.best_table(found, MOST_BEST)
         console.print(numbers_table(table, "The best trials"))

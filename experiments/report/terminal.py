@@ -3,6 +3,7 @@
 import xarray as xr
 from rich import box
 from rich import table as rich_table
+from rich.text import Text
 
 from experiments.axes import value_text
 from experiments.report import lanes
@@ -75,6 +76,5 @@ def _empty(title: str, caption: str) -> rich_table.Table:
     )
 
 
-def _cell(data: xr.Dataset, setting: Setting, chosen: bool) -> str:
-    text = mean_sd(lanes.losses_at(data, setting))
-    return f"[{CHOSEN}]{text}[/]" if chosen else text
+def _cell(data: xr.Dataset, setting: Setting, chosen: bool) -> Text:
+    return Text(mean_sd(lanes.losses_at(data, setting)), CHOSEN if chosen else "")

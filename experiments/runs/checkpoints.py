@@ -77,10 +77,10 @@ class Checkpoints:
             jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for leaf in leaves
         ]
-        facts = self._restore(number, facts=ocp.args.JsonRestore()).facts
+        facts = self._restore(number, "facts", ocp.args.JsonRestore())
         self._check_conditions(facts)
         self._check_layout(number, target)
-        restored = self._restore(number, state=ocp.args.StandardRestore(target)).state
+        restored = self._restore(number, "state", ocp.args.StandardRestore(target))
         if facts.get("hash") != _hash(restored):
             raise self._error("its arrays are not the ones that were saved")
         return jax.tree.unflatten(structure, restored), number
@@ -112,10 +112,9 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 self.folder.parent.rmdir()  # unless there are others
 
-    def _restore(self, step, **items):
-        return self._guard(
-            self._manager.restore, step, args=ocp.args.Composite(**items)
-        )
+    def _restore(self, step, item, how):
+        args = ocp.args.Composite(**{item: how})
+        return self._guard(lambda: self._manager.restore(step, args=args)[item])
 
     def _check_conditions(self, before: Any) -> None:
         if not isinstance(before, dict):
@@ -133,7 +132,7 @@ class Checkpoints:
 
     def _check_layout(self, number: int, target: list[jax.ShapeDtypeStruct]) -> None:
         """Raises for arrays that another version saved, or that are missing."""
-        state = self._guard(self._manager.item_metadata, number).state
+        state = self._guard(lambda: self._manager.item_metadata(number).state)
         before, now = ([_form(leaf) for leaf in some] for some in (state.tree, target))
         if len(before) != len(now):
             before, now = [f"{len(before)} arrays"], [str(len(now))]

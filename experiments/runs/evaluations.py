@@ -1,17 +1,19 @@
 """Evaluations: trained lanes opened again, and evaluations.jsonl."""
 
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import TypeAdapter
 
+from experiments.axes import Lane, alone, differences, make_sweep, to_toml
 from experiments.config import ConfigError
 from experiments.kinds import Kind, Loaded
 from experiments.runs.facts import check_data, read_facts
-from experiments.runs.files import parse, read_file, write_lines
+from experiments.runs.files import StorageError, parse, read_file, write_lines
 from experiments.runs.folder import read_sweep
-from experiments.runs.records import environment, read_records
+from experiments.runs.records import RESULTS, environment, read_records
 from experiments.runs.weights import load_weights, weights_path
 
 EVALUATIONS = "evaluations.jsonl"
@@ -53,11 +55,36 @@ def open_lanes(folder: Path, lines: Sequence[int], kind: Kind) -> list[TrainedLa
         if not any(there):
             raise ConfigError(f"{folder}: line {line} is not a lane of its config.")
         place = there.index(True)
-        params = load_weights(weights_path(folder, place)).params
+        params = _params_of(folder, place, lanes[place], facts["task"]["data"])
         found.append((lanes[place].config, params))
     loaded = kind.load(sweep.base)  # the lanes of a run have one task
     check_data(folder, facts, loaded.fingerprint)
     return [TrainedLane(*lane, loaded) for lane in found]
+
+
+def _params_of(folder: Path, place: int, lane: Lane, data: str) -> dict[str, Any]:
+    """Returns the kept parameters of a lane.
+
+    Raises:
+        ConfigError: the run did not keep them.
+        StorageError: the file is damaged, or is not of this lane and these data.
+    """
+    path = weights_path(folder, place)
+    weights = load_weights(path)
+    kind, texts = type(lane.config), (weights.config, to_toml(alone(lane)))
+    before, now = map(tomllib.loads, texts)
+    seeds = before.pop("seeds"), now.pop("seeds")
+    differ = differences(*(make_sweep(raw, str(path), kind) for raw in (before, now)))
+    if seeds[0] != seeds[1]:
+        differ.append("another seed")
+    if weights.data != data:
+        differ.append(f"data had the hash {weights.data}, have {data}")
+    if differ:
+        raise StorageError(
+            f"{path}: has the parameters of another lane than line {place + 1} of "
+            f"{RESULTS} ({'; '.join(differ)})."
+        )
+    return weights.params
 
 
 def other_seeds(folder: Path, line: int) -> list[int]:
@@ -95,9 +122,11 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
 def add_evaluations(folder: Path, found: Sequence[Evaluation]) -> None:
     """Adds evaluations, with versions and platform, to the file of a run.
 
+    One that is there already is moved to the end.
+
     Raises:
         StorageError: the file is damaged or cannot be written.
     """
-    earlier = read_evaluations(folder)
-    lines = [*earlier, *(each | environment() for each in found)]
-    write_lines(folder / EVALUATIONS, lines)
+    added = [each | environment() for each in found]
+    earlier = [line for line in read_evaluations(folder) if line not in added]
+    write_lines(folder / EVALUATIONS, [*earlier, *added])

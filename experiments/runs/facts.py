@@ -61,6 +61,7 @@ class Facts(TypedDict):
         programs: one entry per program and command.
         resident: lanes trained at a time, by the number of the program.
         race: of a run that trains only lanes that are not settled.
+        earlier: lanes that were trained before the run got more seeds.
     """
 
     kind: Literal["sequences", "language"]
@@ -73,6 +74,7 @@ class Facts(TypedDict):
     programs: list[ProgramFacts]
     resident: dict[str, Count]
     race: NotRequired[RaceFacts]
+    earlier: NotRequired[Count]
 
 
 ADAPTER = TypeAdapter(Facts)

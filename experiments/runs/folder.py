@@ -20,6 +20,8 @@ from experiments import axes
 from experiments.axes import Sweep
 from experiments.config import Config, ConfigError
 from experiments.runs.files import write_text
+from experiments.runs.records import FINAL, read_records
+from experiments.wording import count_text
 
 CONFIG = "config.toml"
 CHECKPOINTS = "checkpoints"
@@ -29,18 +31,20 @@ SHOWN = 4  # differences between configs
 
 def folder_of(config: Path, root: Path = Path("runs")) -> Path:
     """Returns the folder of a config's run: runs/NAME, or where a run's config is."""
-    return config.parent if config.name == CONFIG else root / config.stem
+    of_run = config.name == CONFIG and (config.parent / LOCK).exists()
+    return config.parent if of_run else root / config.stem
 
 
 @contextlib.contextmanager
 def open_run(folder: Path, sweep: Sweep) -> Iterator[None]:
     """Creates the folder of a run, or resumes one, for this process alone.
 
-    A run of one setting may get more seeds, at the end of those that it has.
+    A run of one setting that is trained may get more seeds, at the end of those that
+    it has.
 
     Raises:
         ConfigError: the folder belongs to another config, is not a run, is in use by
-            another process, or cannot be written.
+            another process, or cannot be written; or seeds are added in training.
     """
     make_folder(folder, CONFIG, "run")
     with _locked(folder):
@@ -75,15 +79,17 @@ def make_folder(folder: Path, config: str, kind: str) -> None:
 def keep_config(path: Path, sweep: Sweep, kind: str, grows: bool = False) -> None:
     """Writes the config of a run or study, or checks that it is the same.
 
+    With more seeds it is not yet written: other files of the run may not fit.
+
     Args:
         path: of the config in its folder.
         sweep: the config.
         kind: "run" or "study".
-        grows: whether it may have more seeds than before.
+        grows: whether it may have more seeds than before, once those are trained.
 
     Raises:
-        ConfigError: it is another one, or cannot be read by this version; the text
-            names what differs.
+        ConfigError: it is another one, cannot be read by this version, or is in
+            training and gets more seeds; the text names what differs.
     """
     if not path.exists():
         write_text(path, axes.to_toml(sweep))
@@ -98,13 +104,23 @@ def keep_config(path: Path, sweep: Sweep, kind: str, grows: bool = False) -> Non
     count = len(before.seeds)
     if grows and sweep.seeds[:count] == before.seeds != sweep.seeds:
         keep_config(path, sweep._replace(seeds=before.seeds), kind)
-        write_text(path, axes.to_toml(sweep))
+        _check_trained(path.parent, count)
         return
     if changed := axes.differences(before, sweep):
         more = [f"{len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
         raise ConfigError(
             f"{path.parent}: is a {kind} of another config "
             f"({'; '.join([*changed[:SHOWN], *more])}); use another folder with --out."
+        )
+
+
+def _check_trained(folder: Path, seeds: int) -> None:
+    """Raises a ConfigError if a run of one setting is in training."""
+    ended = sum(record["status"] in FINAL for record in read_records(folder))
+    if ended < seeds:
+        raise ConfigError(
+            f"{folder}: seeds: can be added when its {count_text(seeds, 'seed')} are "
+            f"trained, got {ended}; train them first, or use another folder with --out."
         )
 
 
@@ -123,7 +139,11 @@ def read_sweep(folder: Path, kind: type = Config) -> Sweep:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Holds a lock that ends with the process, however the process ends."""
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+    try:
+        opened = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}.") from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from experiments import axes
 from experiments.axes import Lane
 from experiments.config import ConfigError
-from experiments.runs.files import SAFE, StorageError
+from experiments.runs.files import SAFE, StorageError, fingerprint
 from rdrop import serialisation
 
 WEIGHTS = "weights"
@@ -25,6 +25,7 @@ class LaneFacts(TypedDict):
     config: str
     data: str
     names: list[str]
+    parameters: NotRequired[str]
 
 
 FACTS = TypeAdapter(LaneFacts)
@@ -66,8 +67,12 @@ def save_weights(
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
-    sweep = axes.Sweep(lane.config, {}, (lane.config.seeds,), "")
-    facts = {"config": axes.to_toml(sweep), "data": data, "names": list(names)}
+    facts = {
+        "config": axes.to_toml(axes.alone(lane)),
+        "data": data,
+        "names": list(names),
+        "parameters": fingerprint(params),
+    }
     # One entry: safetensors writes several in random order.
     metadata = {"lane": json.dumps(facts)}
     try:
@@ -91,6 +96,8 @@ def load_weights(path: Path) -> Weights:
         params = serialisation.load_params(path)
         metadata = serialisation.load_metadata(path)
         facts = FACTS.validate_json(metadata["lane"])
+        if facts.get("parameters", found := fingerprint(params)) != found:
+            raise ValueError("its arrays are not the ones that were saved")
         return Weights(params, facts["config"], facts["data"], tuple(facts["names"]))
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())

@@ -467,11 +467,13 @@ def test_a_tuned_temperature_is_the_best_for_the_validation_text(finished):
     ("arguments", "message"),
     [
         (["--lane", "3"], "lane: must be 1 to 2, got 3"),
-        (["--passes", "0"], "passes: must be 1 or more, got 0"),
-        (["--chunk", "0"], "chunk: must be 1 or more, got 0"),
+        (["--passes", "0"], "passes: must be 1 to 2,147,483,647, got 0"),
+        (["--chunk", "0"], "chunk: must be 1 to 2,147,483,647, got 0"),
         (["--noise", "-1"], "noise: must be 0 or more"),
         (["--temperature", "0"], "temperature: must be above 0"),
-        (["--window", "-1"], "window: must be 0 or more, got -1"),
+        (["--window", "-1"], "window: must be 0 to 2,147,483,647, got -1"),
+        (["--window", "1000"], "window: must be at most "),
+        (["--passes", "2", "--powers"], "powers: must have at least one value"),
         (["--passes", "2", "--powers", "nan"], "powers: must be finite, got nan"),
     ],
 )
@@ -575,3 +577,43 @@ def test_rates_are_multiplied_up_to_one():
     assert float(twice.layers[0].inputs.rate) == 1.0
     assert jax.tree.leaves(scale_rates(noise, 0.0)) == [0.0] * 4
     assert jnp.result_type(twice.words.rate) == jnp.float32
+
+
+def test_a_stopped_evaluation_continues(finished, monkeypatch):
+    arguments = ["--lane", "2", "--passes", "3"]
+    assert evaluate(finished, *arguments) == 0
+    whole = read_evaluations(finished)[-1]
+    advanced, advance = [], Watch.advance
+    with monkeypatch.context() as patch:
+        asked = iter([False] * 4 + [True])  # after two of the windows
+        patch.setattr(Watch, "stopped", lambda self: next(asked))
+        assert evaluate(finished, *arguments) == 130
+    left = list((finished / "checkpoints").iterdir())
+    assert len(left) == 1
+    # Another text or temperature does not continue there.
+    for other in (["--split", "valid"], ["--temperature", "1.1"]):
+        assert evaluate(finished, *arguments, *other) == 0
+        assert list((finished / "checkpoints").iterdir()) == left
+    monkeypatch.setattr(
+        Watch, "advance", lambda self, n: advanced.append(n) or advance(self, n)
+    )
+    assert evaluate(finished, *arguments) == 0
+    assert advanced[0] == 2
+    assert read_evaluations(finished)[-1]["nll"] == whole["nll"]
+    assert not (finished / "checkpoints").exists()
+
+
+def test_a_loss_that_is_not_a_number_counts_as_infinite(
+    text, config, tmp_path, monkeypatch
+):
+    paces, pace = [], run.pace
+    monkeypatch.setattr(run, "pace", lambda *now: paces.append(now) or pace(*now))
+    judge = judge_with_nan(run.ModelTraining._judge)
+    monkeypatch.setattr(run.ModelTraining, "_judge", judge)
+    monkeypatch.setattr(
+        run, "is_non_monotone", lambda losses, _: losses[1:2] == [np.inf]
+    )
+    with no_reports():
+        assert train(text, config, tmp_path / "run") == 0
+    averaging = {int(epoch): on for epoch, _, on in paces}
+    assert averaging == {0: False, 1: False, 2: True}

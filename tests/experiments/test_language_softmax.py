@@ -44,3 +44,19 @@ def test_a_loss_in_parts_has_the_gradients_of_the_whole(
     )
     chex.assert_trees_all_close(found, expected, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(in_parts(values), expected[0], rtol=1e-6)
+
+
+def test_large_logits_do_not_overflow():
+    values = Softmax(*(jnp.float32(v) for v in ([[[1.0]]], [[0.0, 200.0]], [0.0, 0.0])))
+    target, weight = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.float32)
+    loss, slopes = jax.value_and_grad(summed_loss)(values, target, weight)
+    assert float(loss) == 200.0
+    np.testing.assert_array_equal(slopes.bias, [-1.0, 1.0])
+
+
+def test_products_of_bfloat16_are_summed_in_float32(rng):
+    vectors = jnp.asarray(rng.normal(size=(1, 8, 64)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(64, V)), jnp.float32)
+    softmax = Softmax(vectors, kernel, jnp.zeros(V, jnp.float32))
+    exact = np.asarray(vectors, float) @ np.asarray(kernel.astype(jnp.bfloat16), float)
+    np.testing.assert_allclose(softmax.logits, exact, rtol=1e-5, atol=1e-5)

@@ -299,12 +299,12 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed(tmp_path, dtype):
         np.testing.assert_array_equal(restored[0], state[0])
         read = saved._restore
 
-        def flipped(step, **items):
-            found = read(step, **items)
-            if "state" in items:
-                bits = np.array(found.state[0])
+        def flipped(step, item, how):
+            found = read(step, item, how)
+            if item == "state":
+                bits = np.array(found[0])
                 bits.view(np.uint8)[17] ^= 4
-                found.state[0] = jax.numpy.asarray(bits)
+                found[0] = jax.numpy.asarray(bits)
             return found
 
         saved._restore = flipped
