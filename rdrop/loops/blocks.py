@@ -31,7 +31,7 @@ def steps_of_block(time: int, batch: int, rows: int, bytes_of_step: int) -> int:
     bytes_want = -(-LEAST_BYTES // max(bytes_of_step, 1))
     rows_want = -(-LEAST_ROWS * rows // max(batch, 1))
     least = max(bytes_want, rows_want)
-    even = (size for size in range(least, min(2 * least, time)) if time % size == 0)
+    even = (size for size in range(least, min(2 * least, time + 1)) if time % size == 0)
     return min(time, next(even, least))
 
 

@@ -102,6 +102,7 @@ WRONG = [
     ('seeds = "3"', "seeds: must be a valid integer, got '3'."),
     ("seeds = [1, 1]", "seeds: values must differ, got [1, 1]."),
     ("seeds = []", "seeds: must have at least one value, got []."),
+    ("seeds = [7]", "seeds: must be a number of seeds, or a list of two or more, got"),
     ("seeds = [-1, 2]", "seeds: must be greater than or equal to 0, got -1."),
     ("seed = -1", "seed: must be greater than or equal to 0, got -1."),
     (

@@ -29,6 +29,7 @@ from experiments.language.model import (
     init,
     make_model,
     noises,
+    noisy_sites,
     start_carry,
 )
 from experiments.language.program import Program, make_lanes, pace
@@ -505,6 +506,14 @@ def test_passes_share_the_keys_of_the_sites_that_are_named(corpus, held):
         stream = "recurrent" if name in RECURRENT else "inputs"
         same = first.site(stream, name) == second.site(stream, name)
         assert same == (name in ("words", "recurrent_weights")), name
+
+
+def test_passes_may_share_the_masks_of_each_site_that_has_some(corpus):
+    second_pass = penalised(penalty="r_drop", shares="words recurrent_weights")
+    config = make_config(dropout=NOISY, second_pass=second_pass)
+    Program([config], corpus).check()
+    layers = {"inputs", "recurrent", "update", "cell_state", "recurrent_weights"}
+    assert noisy_sites(noises([config])[0]) == layers | {"words", "outputs"}
 
 
 @pytest.mark.slow

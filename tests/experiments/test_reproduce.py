@@ -231,6 +231,7 @@ def test_networks_of_sequences_have_the_figures_of_their_best_epoch(tmp_path):
         (PAPER + "\n[train]\nepochs = [1, 2]\n", "train.epochs: must have one value"),
         (PAPER + "\n[train]\nepoch = 1\n", "train.epoch: unknown field"),
         (PAPER + "montecarlo = 9.0\n", "paper.montecarlo: needs evaluation.passes"),
+        ("task = 3\n" + PAPER, "task: must be a table"),
         (
             PAPER + NUMBERS.replace('kind = "sequences"', ""),
             'paper.kind: must be "sequences" for these fields, got "language"',
@@ -239,7 +240,7 @@ def test_networks_of_sequences_have_the_figures_of_their_best_epoch(tmp_path):
 )
 def test_mistakes_are_named_before_any_work(tmp_path, capsys, text, message):
     path = recipe(tmp_path, text)
-    assert main(["reproduce", str(path)]) == 2
+    assert main(["reproduce", str(path), "--data", "x"]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -275,11 +276,22 @@ def test_more_seeds_of_sequences_are_trained_alone(tmp_path, rng, begun):
     with jax.numpy_dtype_promotion("standard"):
         assert run_row(path, data, folder, "--seeds", "2") == 0
         before = read_records(folder)
-        assert run_row(path, data, folder, "--seeds", "4", "--keep-result") == 0
-    assert begun == [0, 1, 2, 3]
+        assert run_row(path, data, folder, "--seeds", "5", "--keep-result") == 0
+    assert begun == [0, 1, 2, 3, 4]
     assert read_records(folder)[:2] == before
-    assert read_result(path)["seeds"] == [0, 1, 2, 3]
-    assert "--seeds 4" in read_facts(folder)["command"]
+    assert read_result(path)["seeds"] == [0, 1, 2, 3, 4]
+    assert "--seeds 5" in read_facts(folder)["command"]
+
+
+@pytest.mark.slow
+def test_lanes_that_were_trained_with_others_replay(tmp_path, rng):
+    path, data = recipe(tmp_path, PAPER + NUMBERS), numbers(tmp_path, rng)
+    folder = tmp_path / "run"
+    with jax.numpy_dtype_promotion("standard"):
+        for seeds in ("2", "5"):
+            assert run_row(path, data, folder, "--seeds", seeds) == 0
+        for line in (1, 4):
+            assert main(["replay", f"{folder}/results.jsonl:{line}"]) == 0
 
 
 def test_seeds_are_not_added_to_a_run_in_training(tmp_path, rng, capsys, monkeypatch):

@@ -287,6 +287,19 @@ def test_garbled_checkpoints_are_named_or_do_no_harm(
         gc.collect()  # errors in Orbax' futures show here, not in a later test
 
 
+@pytest.mark.parametrize("item", ["state", "facts"])
+def test_a_checkpoint_without_an_item_is_named(tmp_path, item):
+    state = [jax.numpy.arange(3)]
+    with Checkpoints(tmp_path / "c", {}) as saved:
+        saved.save(1, state)
+    shutil.rmtree(tmp_path / "c/1" / item)
+    with (
+        Checkpoints(tmp_path / "c", {}) as saved,
+        pytest.raises(StorageError, match="a checkpoint cannot be written or read: "),
+    ):
+        saved.restore(state)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_a_flipped_bit_of_a_checkpoint_is_noticed(tmp_path, dtype):
     """What Orbax reads is not what was saved; its own files have no hash of it."""

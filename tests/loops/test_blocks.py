@@ -52,6 +52,7 @@ def test_blocks_are_even_where_they_can_be(time, size):
 
 def test_nothing_to_multiply_is_one_block():
     assert steps_of_block(5, 0, 3, 0) == 5
+    assert steps_of_block(5, 1, 10**13, 0) == 5  # without a search for ages
 
 
 @pytest.mark.parametrize("reverse", [False, True])
