@@ -18,14 +18,16 @@ from experiments.progress import console
 from experiments.runs.files import StorageError
 
 EXAMPLES = Path(__file__).parents[1] / "configs"
+EXHAUSTED = "RESOURCE_EXHAUSTED"  # the code of XLA's errors about memory
 BEGIN = "python -m experiments ablate configs/vowels_plane.toml"
 
 
 def main(arguments: list[str]) -> int:
     """Runs one command and returns its exit status.
 
-    0: done. 1: a lane that does not replay, a damaged file, or a full disk. 2: a
-    mistake in a config or on the command line. 130: stopped by Ctrl-C or SIGTERM.
+    0: done. 1: a lane that does not replay, a damaged file, a full disk, or too little
+    memory. 2: a mistake in a config or on the command line. 130: stopped by Ctrl-C or
+    SIGTERM.
     """
     if arguments[:1] == ["--version"]:
         print(f"rdrop {rdrop.__version__}, jax {jax.__version__}")
@@ -55,6 +57,12 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and EXHAUSTED not in reason:
+            raise
+        print(f"error: not enough memory: {reason[:200]}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Stopped. The same command resumes.", file=sys.stderr)
         return 130

@@ -75,7 +75,7 @@ def check(configs: Sequence[Config], dropout: Dropout, data: Data) -> None:
 
 
 def check_noise(config: SecondPass, noisy: bool, sites: set[str]) -> None:
-    """Checks that the two passes differ, at the sites that they share too.
+    """Checks that there is noise, and some at each site that the passes share.
 
     Args:
         config: options.

@@ -69,7 +69,7 @@ def _loss_and_slopes(softmax, targets, weights, offset):
     rows, types = weights.size, len(bias)
     chunks = 1
     if jax.default_backend() == "cpu":
-        chunks = math.ceil(rows * types / CACHED)
+        chunks = min(rows, math.ceil(rows * types / CACHED))
 
     def chunked(values, *axes):
         values = values.reshape(rows, *axes)

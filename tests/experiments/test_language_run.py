@@ -186,6 +186,7 @@ def test_epochs_of_one_step_are_saved_too(text, config, tmp_path, monkeypatch):
     """After five steps, each is an epoch of 31 windows; the last one ends it."""
     saved, save = [], Checkpoints.save
     monkeypatch.setattr(run, "SECONDS_PER_CHECKPOINT", 0.0)
+    monkeypatch.setattr(run, "SECONDS_PER_STEP", 1e9)
     monkeypatch.setattr(
         Checkpoints,
         "save",

@@ -211,7 +211,7 @@ def test_parameters_begin_within_their_bounds():
     ("cell", "name"),
     [("layernorm_lstm", "gain"), ("rg_lru", "decay"), ("lru", "diagonal")],
 )
-def test_only_kernels_and_biases_begin_within_bounds(cell, name):
+def test_parameters_other_than_kernels_have_their_own_start(cell, name):
     """Others have a start of their own, such as eigenvalues near the unit circle."""
     model = make_model(make_config(Model(cell=cell, units=6, layers=1, init=0.1)), V)
     found, own = (
@@ -221,6 +221,7 @@ def test_only_kernels_and_biases_begin_within_bounds(cell, name):
             lambda model, key: model.init(key, jnp.zeros((1, 1), jnp.int32)),
         )
     )
+    assert name in {path[-1] for path in found}
     for path, leaf in found.items():
         if path[-1] == name:
             np.testing.assert_array_equal(leaf, own[path])

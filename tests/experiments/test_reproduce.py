@@ -11,6 +11,7 @@ from folders import PAPER, no_reports, recipe
 
 import experiments.engine
 import experiments.language.evaluate
+import experiments.reproduce
 from experiments.__main__ import main
 from experiments.classify.run import SequencesProgram
 from experiments.language.run import ModelProgram, ModelTraining
@@ -502,3 +503,18 @@ def test_arguments_are_utf8(tmp_path, capsys):
     path = recipe(tmp_path, PAPER + TINY)
     assert main(["reproduce", str(path), "--data", "te\udcffxt"]) == 2
     assert "command line: must be UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("message", ["", "RESOURCE_EXHAUSTED: Out of memory"])
+def test_too_little_memory_is_one_line(
+    trained, text, tmp_path, monkeypatch, capsys, message
+):
+    path, folder = trained
+    kind = jax.errors.JaxRuntimeError if message else MemoryError
+
+    def fail(*arguments):
+        raise kind(message)
+
+    monkeypatch.setattr(experiments.reproduce, "read_records", fail)
+    assert run_row(path, text, folder) == 1
+    assert f"error: not enough memory: {message}" in capsys.readouterr().err
