@@ -33,7 +33,7 @@ from experiments.progress import console
 from experiments.runs.evaluations import EVALUATIONS, Evaluation, read_evaluations
 from experiments.runs.facts import read_facts
 from experiments.runs.files import StorageError
-from experiments.runs.records import read_records
+from experiments.runs.records import RESULTS, read_records
 from experiments.wording import count_text
 
 QUOTED = ("perplexity", "bits", "nll")  # the first that a run has is what papers quote
@@ -118,9 +118,8 @@ def reproduce(
         )
         for name, figure in found.items():
             if figure is None:
-                raise ConfigError(
-                    f"{folder}: line {line} has no finite {name}_{unit}, got {figure}."
-                )
+                where = f"{folder}: line {line} of {RESULTS}"
+                raise ConfigError(f"{where}: has no finite {name}_{unit} to compare.")
             figures[name].append(figure)
     programs = facts["programs"]
     seconds = sum(p["train_seconds"] for p in programs) / len(records)

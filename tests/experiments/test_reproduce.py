@@ -460,7 +460,9 @@ def test_a_loss_that_is_not_finite_has_no_figure(tmp_path, rng, capsys, test):
     path = recipe(tmp_path, PAPER + fields)
     with jax.numpy_dtype_promotion("standard"):
         assert run_row(path, data, tmp_path / "run") == 2
-    assert re.search(r"line 1 has no finite \w+_mse, got None", capsys.readouterr().err)
+    assert re.search(
+        r"line 1 of results\.jsonl: has no finite \w+_mse", capsys.readouterr().err
+    )
 
 
 def test_a_loss_may_be_negative(tmp_path):
