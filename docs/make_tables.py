@@ -78,12 +78,15 @@ def short_results_table() -> str:
         result = read_result(path)
         compared = compare(paper, result) if result else []
         for each in compared:
-            if each.published and each.name != "valid":
-                row = f"{paper.title.partition(' (')[0]}: {paper.row}"
-                row += ", Monte Carlo" if each.name == "montecarlo" else ""
-                shown = verdict([each]) if each.name == "test" else difference(each)
-                figure = published(each.published)
-                lines.append(f"| {row} | {figure} | {spread(each)} | {shown} |")
+            if each.name == "valid":
+                continue
+            row = f"{paper.title.partition(' (')[0]}: {paper.row}"
+            row += ", Monte Carlo" if each.name == "montecarlo" else ""
+            shown = difference(each)
+            if each.name == "test":
+                shown = verdict([each]) if each.published else "not published"
+            figure = published(each.published)
+            lines.append(f"| {row} | {figure} | {spread(each)} | {shown} |")
     return "".join(f"{line}\n" for line in lines)
 
 
