@@ -288,13 +288,13 @@ def _closest(path: str, known: Sequence[str]) -> str | None:
 
 
 def _seeds(value: Any, settings: int, kind: Any, source: str) -> tuple[int, ...]:
-    if isinstance(value, list) and len(value) == 1:
+    several = isinstance(value, list | tuple)
+    if several and len(value) == 1:
         raise ConfigError(
             f"{source}: seeds: must be a number of seeds, or a list of two or more, "
             f"got {value}."
         )
-    several = isinstance(value, list | tuple) and len(value) != 1
-    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    numbers = list(value) if several else [value]
     seeds = tuple(check_value(kind, "seeds", number, source) for number in numbers)
     count = len(seeds) if several else seeds[0]
     if several:

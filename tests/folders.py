@@ -30,6 +30,16 @@ row = "small"
 source = "table 1"
 test = 10.0
 """
+MODEL = """
+[task]
+name = "words"
+
+[model]
+cell = "simple"
+embedding = 6
+units = 6
+layers = 1
+"""
 EPOCHS = 6
 EVALUATED_AT = [2, 4, 6]
 

@@ -29,7 +29,7 @@ from scipy.optimize import minimize_scalar
 import rdrop
 from experiments.config import MOST, ConfigError
 from experiments.language.config import Config
-from experiments.language.corpus import Rows, quoted, whole_rows
+from experiments.language.corpus import Corpus, Rows, quoted, whole_rows
 from experiments.language.model import (
     LanguageModel,
     Noise,
@@ -105,13 +105,7 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
     config, params, corpus = lane.config, lane.params, lane.loaded.data
     model = make_model(config, len(corpus.vocabulary))
     window = options.window or config.train.window
-    if window > (most := max(len(corpus.valid), len(corpus.test))):
-        raise ConfigError(f"window: must be at most {most:,}, got {window:,}.")
-    valid = whole_rows(corpus.valid, config.evaluation.batch, window)
-    rows = valid
-    if options.split == "test":
-        batch = config.evaluation.test_batch or config.evaluation.batch
-        rows = whole_rows(corpus.test, batch, window)
+    texts = _texts(corpus, config, window)
     scaled = scale_rates(noises([config])[0], options.noise)
     wanted = [(0, 1.0)] + [(k, p) for k in options.passes for p in options.powers]
     deterministic = jax.jit(make_evaluate(config, model, window))
@@ -144,8 +138,8 @@ def evaluate(folder: Path, options: Options) -> list[dict]:
                     watcher=watcher,
                 )
 
-            temperature = _temperature(judge, valid, options.temperature)
-            nll = judge(rows, temperature)
+            temperature = _temperature(judge, texts["valid"], options.temperature)
+            nll = judge(texts[options.split], temperature)
             figures = {"nll": nll} | quoted(config.task, nll)
             _check_finite(f"{folder}: line {options.lane}", figures)
             found.append(line | {"temperature": temperature} | figures)
@@ -292,6 +286,17 @@ def _check(options: Options) -> None:
         raise ConfigError(f"noise: must be 0 or more, got {options.noise}.")
     if options.temperature != "tuned" and not 0 < options.temperature < math.inf:
         raise ConfigError(f"temperature: must be above 0, got {options.temperature}.")
+
+
+def _texts(corpus: Corpus, config: Config, window: int) -> dict[str, Rows]:
+    """Returns the rows of the validation and test texts by the names of the splits."""
+    if window > (most := max(len(corpus.valid), len(corpus.test))):
+        raise ConfigError(f"window: must be at most {most:,}, got {window:,}.")
+    batch = config.evaluation.batch
+    return {
+        "valid": whole_rows(corpus.valid, batch, window),
+        "test": whole_rows(corpus.test, config.evaluation.test_batch or batch, window),
+    }
 
 
 def _check_finite(where: str, figures: dict[str, float]) -> None:

@@ -20,7 +20,7 @@ Keep = Literal["none", "best", "all"]
 
 
 class LaneFacts(TypedDict):
-    """Metadata of a file."""
+    """Metadata of a file: those of `Weights`, and the hash of the parameters."""
 
     config: str
     data: str

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from folders import no_reports
+from folders import MODEL, no_reports
 from scipy import special
 
 import rdrop
@@ -35,16 +35,9 @@ from experiments.runs.files import fingerprint, write_lines
 from experiments.runs.records import read_records
 from experiments.runs.weights import load_weights, weights_path
 
-TOML = """
-[task]
-name = "words"
-
-[model]
-cell = "simple"
-embedding = 6
-units = 6
-layers = 1
-
+TOML = (
+    MODEL
+    + """
 [dropout.outputs]
 rate = 0.3
 
@@ -57,6 +50,7 @@ hold = 1
 [evaluation]
 batch = 2
 """
+)
 
 
 @pytest.fixture(scope="module")

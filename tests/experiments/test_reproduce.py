@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from folders import PAPER, no_reports, recipe
+from folders import MODEL, PAPER, no_reports, recipe
 
 import experiments.engine
 import experiments.language.evaluate
@@ -23,16 +23,9 @@ from experiments.runs.facts import read_facts, write_facts
 from experiments.runs.files import StorageError
 from experiments.runs.records import read_records
 
-TINY = """
-[task]
-name = "words"
-
-[model]
-cell = "simple"
-embedding = 6
-units = 6
-layers = 1
-
+TINY = (
+    MODEL
+    + """
 [dropout.words]
 rate = 0.3
 
@@ -46,6 +39,7 @@ batch = 2
 test_batch = 1
 passes = 3
 """
+)
 
 
 @pytest.fixture(scope="module")
